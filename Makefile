@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up what they need in .venv; nothing else has to be installed by hand.
+
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.stamp
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/python
+
+.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench soak clean
+
+demo: $(STAMP)
+	@$(BIN)/xenpy demo
+
+test: lint types imports fetch-if-possible pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+imports: $(STAMP)
+	@$(RUN) -m tools.import_check
+
+# Guest tests say by themselves why they skip (or, under CI, fail) when this does not succeed.
+fetch-if-possible: $(STAMP)
+	@$(RUN) -m tools.fetch_guests || true
+
+fetch: $(STAMP)
+	@$(RUN) -m tools.fetch_guests
+
+pytest: $(STAMP)
+	@$(RUN) -m pytest -m "not soak" $(PYTEST_ARGS)
+
+soak: $(STAMP) fetch-if-possible
+	@$(RUN) -m pytest -m soak $(PYTEST_ARGS)
+
+bench: $(STAMP) fetch
+	@$(RUN) -m tools.bench $(BENCH_ARGS)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xenpy needs Python 3.11 or newer; set PYTHON=")'
+	@echo "setting up $(VENV)" >&2
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "no venv module: install python3-venv" >&2; exit 1; }
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info bench-results.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
