@@ -1,7 +1,8 @@
 """Holds the import directions of docs/architecture.md: `python -m tools.import_check [ROOT]`.
 
-Rules, each a function below that yields complaints: storeys point one way, floors inside `firmware` point down,
-`guests` sees only `firmware.abi`, only `machine.engine` knows Unicorn, nobody takes another module's private names.
+Rules, each a function below that yields complaints: storeys point one way, floors inside `firmware` point
+down, `guests` sees only `firmware.abi`, only `machine.engine` knows Unicorn, nobody takes another module's
+private names.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+"""Fetches real guests into the cache: `python -m tools.fetch_guests [--force]`.
+
+GRUB's PV images, a Debian kernel and busybox come from Debian's packages; the uncompressed kernel and the initramfs are made
+from them here. Nothing is installed and no root is needed. What is there and intact is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import gzip
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tools import debian, guests_cache, initramfs, kernel
+
+KERNEL_META: Final = "linux-image-amd64"
+KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package and what we take from it: file name in the cache -> expression for the path in the package."""
+
+    package: str
+    files: dict[str, str]
+
+
+SOURCES: Final = (
+    Source("grub-xen-host", {
+        "grub-x86_64-xen.bin": r"usr/lib/grub-xen/grub-x86_64-xen\.bin",
+        "grub-i386-xen.bin": r"usr/lib/grub-xen/grub-i386-xen\.bin",
+    }),
+    Source("busybox-static", {"busybox": r"(usr/)?bin/busybox"}),
+    Source(KERNEL_META, {"vmlinuz": r"boot/vmlinuz-.*"}),
+)
+
+REFERENCE: Final = Source("xen-hypervisor-4.17-amd64", {"xen.gz": r"boot/xen-4\.17-amd64\.gz"})
+"""Real Xen, for comparisons under QEMU; only `--with-xen` wants it."""
+
+FILES: Final = ("grub-x86_64-xen.bin", "grub-i386-xen.bin", "busybox", "vmlinuz", "vmlinux", *initramfs.INITS)
+"""What the cache holds after a fetch."""
+
+
+def fetch(place: Path, *, force: bool = False, with_xen: bool = False) -> dict[str, guests_cache.Fetched]:
+    """Bring the cache folder up to date and return its manifest.
+
+    Raises PackageError, kernel.ImageError, ValueError or OSError.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    manifest = {} if force else guests_cache.read_manifest(place)
+    sources = [*SOURCES, REFERENCE] if with_xen else list(SOURCES)
+    missing = [source for source in sources if not all(_intact(place, manifest, name) for name in source.files)]
+    if missing:
+        debian.prepare()
+    for source in missing:
+        _fetch_source(place, manifest, source)
+        guests_cache.write_manifest(place, manifest)
+    made = _make(place, manifest, with_xen=with_xen)
+    if made:
+        guests_cache.write_manifest(place, manifest)
+    return manifest
+
+
+def _intact(place: Path, manifest: dict[str, guests_cache.Fetched], name: str) -> bool:
+    entry = manifest.get(name)
+    return entry is not None and guests_cache.intact(place / name, entry)
+
+
+def _fetch_source(place: Path, manifest: dict[str, guests_cache.Fetched], source: Source) -> None:
+    name = source.package
+    if name == KERNEL_META:
+        name = debian.dependency(name, KERNEL_PATTERN)
+    _say(f"fetching {name}")
+    with tempfile.TemporaryDirectory(dir=place, prefix=".fetch-") as scratch:
+        package = debian.download(name, Path(scratch))
+        found = debian.members(package.path, source.files.values())
+    for file, expression in source.files.items():
+        _store(place, manifest, file, found[expression], package.name, package.version)
+
+
+def _store(place: Path, manifest: dict[str, guests_cache.Fetched], name: str, data: bytes, package: str,
+           version: str) -> None:
+    guests_cache.write(place / name, data)
+    manifest[name] = guests_cache.describe(data, package, version)
+
+
+def _make(place: Path, manifest: dict[str, guests_cache.Fetched], *, with_xen: bool) -> bool:
+    """Make what is derived from fetched files; whether anything changed."""
+    before = dict(manifest)
+    zipped = manifest["vmlinuz"]
+    plain = manifest.get("vmlinux")
+    if plain is None or plain.version != zipped.version or not _intact(place, manifest, "vmlinux"):
+        data = kernel.unpack((place / "vmlinuz").read_bytes())
+        _store(place, manifest, "vmlinux", data, zipped.package, zipped.version)
+    if with_xen and not _intact(place, manifest, "xen"):
+        entry = manifest["xen.gz"]
+        _store(place, manifest, "xen", gzip.decompress((place / "xen.gz").read_bytes()), entry.package, entry.version)
+    # Cheap enough to make each time, so a changed init is never missed.
+    busybox = manifest["busybox"]
+    for name, data in initramfs.build_all((place / "busybox").read_bytes()).items():
+        entry = guests_cache.describe(data, busybox.package, busybox.version)
+        if manifest.get(name) != entry or not guests_cache.intact(place / name, entry):
+            _store(place, manifest, name, data, busybox.package, busybox.version)
+    return manifest != before
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """The command: exit status 0 done, 1 with one sentence on stderr, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="fetch-guests", description="Fetch real guests into the cache folder.")
+    parser.add_argument("--force", action="store_true", help="fetch again what is there")
+    parser.add_argument("--with-xen", action="store_true", help="also real Xen, to compare with under QEMU")
+    options = parser.parse_args(arguments)
+    place = guests_cache.folder()
+    try:
+        manifest = fetch(place, force=options.force, with_xen=options.with_xen)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        _say(f"real guests cannot be stored in {place}: {reason}")
+        return 1
+    except (debian.PackageError, kernel.ImageError, ValueError) as error:
+        _say(f"real guests cannot be fetched: {error}")
+        return 1
+    sources = sorted({f"{entry.package} {entry.version}" for entry in manifest.values()})
+    _say(f"real guests in {place}: {', '.join(sources)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""The first file system of the Linux guests: busybox, a link for each of its commands, three devices and an init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from tools import cpio
+
+WORKLOAD: Final = Path(__file__).parent / "workload"
+
+INITS: Final[dict[str, str]] = {"workload.cpio": "init", "shell.cpio": "shell-init"}
+"""Archive -> the file in tools/workload that becomes its /init."""
+
+FIRST_APPLETS: Final = b"\0[\0[[\0"
+"""How busybox's own list of its commands begins (applet_tables.h: names in order, each with a NUL, an empty one last)."""
+
+DEVICES: Final[tuple[tuple[str, int, int, int], ...]] = (
+    ("dev/console", 5, 1, 0o600),
+    ("dev/null", 1, 3, 0o666),
+    ("dev/zero", 1, 5, 0o666),
+)
+"""Name, major and minor number (Linux, Documentation/admin-guide/devices.txt), permissions."""
+
+
+def applets(busybox: bytes) -> list[str]:
+    """The commands a busybox binary has, in its order; raises ValueError when its list is not found."""
+    start = busybox.find(FIRST_APPLETS)
+    end = busybox.find(b"\0\0", start + 1)
+    if start < 0 or end < 0:
+        raise ValueError("this busybox holds no list of its commands")
+    return busybox[start + 1 : end].decode("ascii").split("\0")
+
+
+def build(busybox: bytes, init: bytes) -> bytes:
+    """The archive for a busybox binary and an init script."""
+    entries = [cpio.directory(name) for name in ("bin", "dev", "proc", "sys", "tmp")]
+    entries.append(cpio.file("init", init, 0o755))
+    entries.append(cpio.file("bin/busybox", busybox, 0o755))
+    entries += [cpio.symlink(f"bin/{name}", "busybox") for name in applets(busybox) if name != "busybox"]
+    entries += [cpio.character_device(*device) for device in DEVICES]
+    return cpio.archive(entries)
+
+
+def build_all(busybox: bytes) -> dict[str, bytes]:
+    """Every archive we make, by file name."""
+    return {name: build(busybox, (WORKLOAD / init).read_bytes()) for name, init in INITS.items()}
