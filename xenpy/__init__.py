@@ -1,0 +1,23 @@
+"""A whole x86 machine in which the Xen hypervisor is firmware.
+
+The command is `xenpy.cli`; scripts and tests use `System` and what it returns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xenpy.system import Guest, Outcome, System
+
+__version__ = "0.1.0"
+__all__ = ["Guest", "Outcome", "System", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The API's names, loaded when first used: the command must start without the machine."""
+    if name in ("Guest", "Outcome", "System"):
+        from xenpy import system
+
+        return getattr(system, name)
+    raise AttributeError(f"module 'xenpy' has no attribute {name!r}")

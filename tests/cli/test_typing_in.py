@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+
+from xenpy.errors import BadInputError
+from xenpy.typing_in import IDLE_LOOKS, SILENT_LOOKS, Typist, keys_of
+
+
+class Teletype:
+    """A guest by hand: what it says, whether it sleeps, what was typed."""
+
+    def __init__(self) -> None:
+        self.output = 0
+        self.asleep = True
+        self.unread = b""
+        self.typed: list[bytes] = []
+
+    def blocked(self) -> bool:
+        return self.asleep
+
+    def unread_input(self) -> int:
+        return len(self.unread)
+
+    def said(self) -> int:
+        return self.output
+
+    def type(self, keys: bytes) -> None:
+        self.typed.append(keys)
+        self.unread = keys
+
+
+@pytest.mark.parametrize(("text", "keys"), [
+    ("ls", b"ls\n"),
+    ("", b"\n"),
+    (r"a\nb", b"a\nb\n"),
+    (r"\x03\c", b"\x03"),
+    (r"\e[B\r\c", b"\x1b[B\r"),
+    (r"back\\c", b"back\\c\n"),
+    (r"back\\\c", b"back\\"),
+    (r"\0\t\b", b"\0\t\b\n"),
+    ("grün", "grün\n".encode()),
+    ("\udcff", b"\xff\n"),
+])
+def test_keys(text: str, keys: bytes) -> None:
+    assert keys_of(text) == keys
+
+
+@pytest.mark.parametrize("text", [r"\q", r"\x4", r"\xzz", "end\\", r"a\cb"])
+def test_unknown_escapes(text: str) -> None:
+    with pytest.raises(BadInputError, match="is no escape"):
+        keys_of(text)
+
+
+def test_types_when_the_guest_waits() -> None:
+    guest = Teletype()
+    typist = Typist(guest, [b"one\n", b"two\n"])
+    for _ in range(3 * SILENT_LOOKS):
+        typist.look()
+    assert not guest.typed  # it has not said a word yet
+
+    guest.output = 10
+    for _ in range(IDLE_LOOKS):
+        assert typist.look()
+        assert not guest.typed
+    assert typist.look()
+    assert guest.typed == [b"one\n"]
+
+    for _ in range(3 * SILENT_LOOKS):
+        typist.look()
+    assert guest.typed == [b"one\n"]  # the first is not read yet
+
+    guest.unread = b""
+    for _ in range(IDLE_LOOKS - 1):
+        typist.look()
+    guest.output += 1  # an answer: it starts over
+    for _ in range(IDLE_LOOKS):
+        typist.look()
+    assert guest.typed == [b"one\n"]
+    assert not typist.look()
+    assert guest.typed == [b"one\n", b"two\n"]
+    assert typist.done
+
+
+def test_a_busy_guest_gets_its_line_after_a_long_silence() -> None:
+    guest = Teletype()
+    guest.output, guest.asleep = 1, False
+    typist = Typist(guest, [b"x"])
+    looks = 0
+    while typist.look():
+        looks += 1
+    assert looks == SILENT_LOOKS
+    assert guest.typed == [b"x"]
+
+
+def test_a_guest_that_wakes_now_and_then_is_not_waiting() -> None:
+    guest = Teletype()
+    guest.output = 1
+    typist = Typist(guest, [b"x"])
+    for look in range(SILENT_LOOKS):
+        guest.asleep = look % (IDLE_LOOKS - 1) != 0
+        typist.look()
+    assert not guest.typed

@@ -1,0 +1,51 @@
+"""What a run can end with: the exit statuses of the command, and the errors that carry one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of the command `xenpy`; 128 + n follows the shell's custom for signal n."""
+
+    DONE = 0
+    """The guest powered off (or rebooted, or suspended), or `--until` matched, or the user detached."""
+    CRASHED = 1
+    """The guest crashed."""
+    BAD_INPUT = 2
+    """Bad usage, a bad image, or a file that cannot be read or written."""
+    LIMIT = 3
+    """A time limit, or a guest that waits for something that will never come."""
+    FAULT = 4
+    """A fault of xenpy itself."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+
+
+class XenpyError(Exception):
+    """One line for the person at the keyboard. Everything xenpy raises on purpose derives from it."""
+
+    status: ExitStatus = ExitStatus.FAULT
+
+
+class BadInputError(XenpyError):
+    """What was given cannot be used; the message names it, says why, and gives the remedy if there is one."""
+
+    status = ExitStatus.BAD_INPUT
+
+
+class ExpectTimeoutError(XenpyError):
+    """`Console.expect` saw the time pass, or the guest end, without a match; shows the console's end."""
+
+    status = ExitStatus.LIMIT
+
+
+class StoppedError(XenpyError):
+    """A signal asked the run to end."""
+
+    status = ExitStatus.INTERRUPTED
+
+
+def reason_of(error: OSError) -> str:
+    """The operating system's reason in one phrase: "No such file or directory"."""
+    return error.strerror or str(error)
