@@ -5,9 +5,9 @@ for x86-64 and i386: every scalar aligns to its size, except that a plain 64-bit
 Everything is little-endian.
 
 Kinds of field: the scalars `u8` to `s64`; `ulong`, `xen_pfn` and `ptr` (as wide as the guest's words);
-`uint64_aligned` (8-aligned in both worlds); `chars(n)` (bytes); `array(kind, n)`; another `Layout`;
-`union(a=kind, b=kind)`, which unpacks to the raw bytes of the union, to be
-decoded with the member's own kind.
+`uint64_aligned` (8-aligned in both worlds) and `packed_u64` (unaligned); `chars(n)` (bytes);
+`array(kind, n)`; another `Layout`; `union(a=kind, b=kind)`, which unpacks to the raw bytes of the union, to
+be decoded with the member's own kind.
 """
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ slong: Final = Scalar("slong", ("q", "i"), (8, 4))
 xen_pfn: Final = Scalar("xen_pfn", ("Q", "I"), (8, 4))
 ptr: Final = Scalar("ptr", ("Q", "I"), (8, 4))
 uint64_aligned: Final = Scalar("uint64_aligned", ("Q", "Q"), (8, 8))
+
+packed_u64: Final = Scalar("packed_u64", ("Q", "Q"), (1, 1))
 
 
 class Chars:
