@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = say("interrupted", ExitStatus.INTERRUPTED)
     if arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return _flush(int(status))
+    return _flush(status)
 
 
-def say(message: str, status: ExitStatus) -> ExitStatus:
+def say(message: str, status: int) -> int:
     """One line on stderr, whatever state it is in."""
     with contextlib.suppress(OSError):
         os.write(2, f"xenpy: {' '.join(message.split())}\n".encode("utf-8", "backslashreplace"))
@@ -91,5 +91,5 @@ def _flush(status: int) -> int:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if status == ExitStatus.DONE:
-            return int(say(f"stdout: {reason_of(error)}", ExitStatus.BAD_INPUT))
+            return say(f"stdout: {reason_of(error)}", ExitStatus.BAD_INPUT)
     return status

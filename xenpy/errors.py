@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class ExitStatus(IntEnum):
@@ -22,10 +23,14 @@ class ExitStatus(IntEnum):
     """Ctrl-C."""
 
 
+SIGNALLED: Final = 128
+"""Added to a signal's number, the exit status of a command that it ended."""
+
+
 class XenpyError(Exception):
     """One line for the person at the keyboard. Everything xenpy raises on purpose derives from it."""
 
-    status: ExitStatus = ExitStatus.FAULT
+    status: int = ExitStatus.FAULT
 
 
 class BadInputError(XenpyError):
@@ -43,7 +48,9 @@ class ExpectTimeoutError(XenpyError):
 class StoppedError(XenpyError):
     """A signal asked the run to end."""
 
-    status = ExitStatus.INTERRUPTED
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = SIGNALLED + number
 
 
 def reason_of(error: OSError) -> str:

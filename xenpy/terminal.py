@@ -23,7 +23,8 @@ _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
 class Terminal:
     """A terminal in raw mode: every key goes to the guest, save the escape key. A context manager.
 
-    The old modes come back on leaving, at interpreter exit, and by `restore`, which a signal handler may call.
+    The old modes come back on leaving, at interpreter exit, and by `restore`, which a signal handler may
+    call.
     """
 
     __slots__ = ("_descriptor", "_old", "detached")
@@ -87,10 +88,10 @@ def _raw(modes: list[Any]) -> list[Any]:
 
 
 class Pacer:
-    """Makes a guest's idle time last as long as it says, so that `sleep 1` takes a second and a busy guest runs free.
+    """Makes a guest's idle time last: `sleep 1` takes a second, and a busy guest runs free.
 
-    The idle time that passed since the last call, less the host time that passed, is what the host still owes.
-    The guest cannot see any of it: its clock is the virtual one.
+    The idle time that passed since the last call, less the host time that passed, is what the host still
+    owes. The guest cannot see any of it: its clock is the virtual one.
     """
 
     __slots__ = ("_busy_ns", "_debt", "_host", "_now", "_virtual")
@@ -103,7 +104,7 @@ class Pacer:
         self._debt = 0.0
 
     def owed(self, virtual_ns: int, busy_ns: int) -> float:
-        """Host seconds to wait, given the virtual time and how much of it the busiest core has worked, so far."""
+        """Host seconds to wait, given the virtual time and how much of it was work, both so far."""
         host = self._now()
         idle = max(0, (virtual_ns - self._virtual) - (busy_ns - self._busy_ns))
         self._debt = max(0.0, self._debt + idle / 1e9 - (host - self._host))

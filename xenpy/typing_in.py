@@ -1,9 +1,10 @@
 """What `--input` types, and when.
 
 Each TEXT is typed as a line, one after the other. The next one is typed when the guest waits: it has said
-something, its input ring is empty, nothing has come from its console for a while, and all its vCPUs were blocked
-at each of the last looks. A guest that never blocks (a boot loader polls for keys) gets its line after a longer silence.
-All of it is virtual time: the same command types at the same moment in every run.
+something, its input ring is empty, nothing has come from its console for a while, and all its vCPUs were
+blocked at each of the last looks. A guest that never blocks (a boot loader polls for keys) gets its line
+after a longer silence, and one that sleeps and does not read gets no more. All of it is virtual time: the
+same command types at the same moment in every run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ IDLE_LOOKS: Final = 15
 """Looks in a row that must find the guest silent and blocked (0.3 s)."""
 SILENT_LOOKS: Final = 150
 """Looks in a row that must find it silent when it is busy (3 s)."""
+
+UNREAD_LOOKS: Final = 3000
+"""Looks in a row that find it blocked on unread input before the typist gives up (60 s)."""
 
 _ESCAPE: Final = re.compile(r"\\(?:x([0-9a-fA-F]{2})|(.)|$)", re.DOTALL)
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "e": "\x1b", "b": "\b", "0": "\0", "\\": "\\"}
@@ -72,7 +76,7 @@ class Typed(Protocol):
 class Typist:
     """Types the lines of `--input`; call `look` every `LOOK_NS` of virtual time."""
 
-    __slots__ = ("_blocked", "_guest", "_lines", "_said", "_silent")
+    __slots__ = ("_blocked", "_guest", "_lines", "_said", "_silent", "_unread")
 
     def __init__(self, guest: Typed, lines: Sequence[bytes]) -> None:
         self._guest = guest
@@ -80,22 +84,26 @@ class Typist:
         self._said = 0
         self._silent = 0
         self._blocked = 0
+        self._unread = 0
 
     @property
-    def done(self) -> bool:
-        """Every line has been typed."""
-        return not self._lines
+    def left(self) -> int:
+        """How many lines have not been typed."""
+        return len(self._lines)
 
     def look(self) -> bool:
-        """Type the next line if the guest waits for one; whether there are more to come."""
+        """Type the next line if the guest waits for one; whether to look again."""
         guest = self._guest
         said = guest.said()
+        waiting = guest.blocked()
         if said != self._said or not said or guest.unread_input():
+            self._unread = self._unread + 1 if waiting and said == self._said else 0
             self._said, self._silent, self._blocked = said, 0, 0
-        else:
-            self._silent += 1
-            self._blocked = self._blocked + 1 if guest.blocked() else 0
-            if self._blocked >= IDLE_LOOKS or self._silent >= SILENT_LOOKS:
-                guest.type(self._lines.popleft())
-                self._silent = self._blocked = 0
+            return self._unread < UNREAD_LOOKS
+        self._unread = 0
+        self._silent += 1
+        self._blocked = self._blocked + 1 if waiting else 0
+        if self._blocked >= IDLE_LOOKS or self._silent >= SILENT_LOOKS:
+            guest.type(self._lines.popleft())
+            self._silent = self._blocked = 0
         return bool(self._lines)

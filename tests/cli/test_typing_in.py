@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from xenpy.errors import BadInputError
-from xenpy.typing_in import IDLE_LOOKS, SILENT_LOOKS, Typist, keys_of
+from xenpy.typing_in import IDLE_LOOKS, SILENT_LOOKS, UNREAD_LOOKS, Typist, keys_of
 
 
 class Teletype:
@@ -78,7 +78,7 @@ def test_types_when_the_guest_waits() -> None:
     assert guest.typed == [b"one\n"]
     assert not typist.look()
     assert guest.typed == [b"one\n", b"two\n"]
-    assert typist.done
+    assert typist.left == 0
 
 
 def test_a_busy_guest_gets_its_line_after_a_long_silence() -> None:
@@ -99,4 +99,16 @@ def test_a_guest_that_wakes_now_and_then_is_not_waiting() -> None:
     for look in range(SILENT_LOOKS):
         guest.asleep = look % (IDLE_LOOKS - 1) != 0
         typist.look()
+    assert not guest.typed
+
+
+def test_gives_up_on_a_guest_that_sleeps_on_its_input() -> None:
+    guest = Teletype()
+    guest.output, guest.unread = 1, b"never read"
+    typist = Typist(guest, [b"x"])
+    looks = 0
+    while typist.look():
+        looks += 1
+    assert looks == UNREAD_LOOKS
+    assert typist.left == 1
     assert not guest.typed

@@ -1,0 +1,120 @@
+"""The commands and their options. What they do is in modules of their own, loaded when a command runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from xenpy import __version__
+from xenpy.errors import BadInputError
+from xenpy.options import MAX_CPUS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
+
+EXIT_STATUSES = """\b
+Exit status:
+  0    the guest powered off, --until matched, or you detached
+  1    the guest crashed
+  2    bad usage, a bad image, or a file that cannot be read or written
+  3    a time limit, or the guest waits for something that will never come
+  4    a fault of xenpy itself
+  130  ctrl-C (143: SIGTERM)"""
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run one command line; its exit status. Raises XenpyError for everything the user can mend."""
+    try:
+        status = xenpy.main(arguments, prog_name="xenpy", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        raise BadInputError(f"{error.format_message()} {_hint(error)}") from error
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+    return int(status or 0)
+
+
+def _hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"See {context.command_path if context else 'xenpy'} --help."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="xenpy %(version)s")
+def xenpy() -> None:
+    """A whole x86 machine with the Xen hypervisor as its firmware.
+
+    It boots unmodified paravirtual kernels: Debian's, GRUB, or those it brings along.
+    """
+
+
+@xenpy.command(epilog=EXIT_STATUSES)
+@click.argument("image")
+@click.option("--ramdisk", type=click.Path(path_type=Path), metavar="FILE", help="Initial RAM disk.")
+@click.option("--cmdline", default="", metavar="TEXT", help="The kernel's command line.")
+@click.option("--memory", type=click.IntRange(MIN_MEMORY_MIB, MAX_MEMORY_MIB), default=256, show_default=True,
+              metavar="MIB", help="The guest's memory.")
+@click.option("--vcpus", type=click.IntRange(1, MAX_VCPUS), default=1, show_default=True, metavar="N",
+              help="The guest's virtual CPUs.")
+@click.option("--cpus", type=click.IntRange(1, MAX_CPUS), metavar="N",
+              help="The machine's logical CPUs: one socket of N cores. As many as --vcpus when not given.")
+@click.option("--topology", type=Shape(), metavar="SxCxT",
+              help="The machine's sockets, cores and threads; instead of --cpus.")
+@click.option("--name", metavar="NAME", help="The guest's name; that of the image when not given.")
+@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True, metavar="N",
+              help="Seed of all randomness. One seed, one run.")
+@click.option("--input", "inputs", type=Keys(), multiple=True, metavar="TEXT",
+              help=r"Type a line when the guest waits for input; may be repeated. \n \r \t \e \b \0 \\ \xHH are "
+                   r"escapes; \c at the end leaves the line open.")
+@click.option("--until", type=Pattern(), metavar="REGEX", help="End when the console has said this.")
+@click.option("--within", type=Seconds(), metavar="SECONDS", help="End after so much virtual time.")
+@click.option("--wall", type=Seconds(), metavar="SECONDS", help="End after so much time of the host.")
+@click.option("--log", type=click.Path(path_type=Path), metavar="FILE",
+              help="Log console lines and messages with their virtual time.")
+@click.option("--stats", type=click.Path(path_type=Path), metavar="FILE.json", help="Write counters as JSON.")
+@click.option("--hash", "hash_blocks", is_flag=True,
+              help="Hash the address of every block executed (slower); the hash is in --stats and on stderr.")
+def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
+         topology: str | None, name: str | None, seed: int, inputs: tuple[bytes, ...],
+         until: re.Pattern[str] | None, within: float | None, wall: float | None, log: Path | None,
+         stats: Path | None, hash_blocks: bool) -> int:
+    """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
+
+    The guest's console goes to stdout, everything else to stderr. With a terminal on stdin and no --input the
+    keyboard is the guest's; ctrl-] ends.
+    """
+    from xenpy import boot as booting
+
+    if cpus is not None and topology is not None:
+        raise BadInputError("--cpus and --topology say the same thing: give one of them")
+    return booting.boot(booting.BootRequest(
+        image=image, ramdisk=ramdisk, cmdline=cmdline, memory=memory, vcpus=vcpus,
+        topology=topology or f"1x{cpus or vcpus}x1", name=name, seed=seed, inputs=inputs, until=until,
+        within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
+    ))
+
+
+@xenpy.command(epilog=EXIT_STATUSES)
+def demo() -> int:
+    """Boot the built-in guest on an emulated two-core machine."""
+    from xenpy import boot as booting
+
+    return booting.demo()
+
+
+@xenpy.command()
+def guests() -> None:
+    """List the kernels that come along, for `xenpy boot builtin:NAME`."""
+    from xenpy import images
+
+    for name, summary in images.builtin():
+        click.echo(f"{name:<10} {summary}")
+
+
+@xenpy.command()
+def doctor() -> int:
+    """Check that this host can run xenpy: system, Python, Unicorn build, memory, optional tools."""
+    from xenpy import doctor as checks
+
+    return checks.report()
