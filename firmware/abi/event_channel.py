@@ -90,8 +90,9 @@ evtchn_op: Final = Layout("evtchn_op", [
     ("cmd", u32),
     ("u", union(
         alloc_unbound=evtchn_alloc_unbound, bind_interdomain=evtchn_bind_interdomain,
-        bind_virq=evtchn_bind_virq, bind_pirq=evtchn_bind_pirq, bind_ipi=evtchn_bind_ipi, close=evtchn_close, send=evtchn_send,
-        status=evtchn_status, bind_vcpu=evtchn_bind_vcpu, unmask=evtchn_unmask,
+        bind_virq=evtchn_bind_virq, bind_pirq=evtchn_bind_pirq, bind_ipi=evtchn_bind_ipi,
+        close=evtchn_close, send=evtchn_send, status=evtchn_status, bind_vcpu=evtchn_bind_vcpu,
+        unmask=evtchn_unmask,
     )),
 ])
 

@@ -102,12 +102,12 @@ class Variant:
 
     `size` and `align` are bytes; `offset` maps a field to its bytes from the start, fields of nested
     structures and members of unions under dotted names ("arch.cr2"); `codec` packs and unpacks the whole,
-    padding included; `fields` are the names `unpack` yields, in order.
+    padding included; `fields` are the names `unpack` yields, in order, and `sizes` their bytes.
     """
 
     __slots__ = (
-        "_flatten", "_zeros", "align", "codec", "fields", "gather", "name", "offset", "size", "unpack",
-        "unpack_all",
+        "_flatten", "_zeros", "align", "codec", "fields", "gather", "name", "offset", "size", "sizes",
+        "unpack", "unpack_all",
     )
 
     unpack: Callable[..., Any]  # (buffer, at=0) -> the structure as a named tuple
@@ -118,6 +118,7 @@ class Variant:
         self.name = name
         self.fields = tuple(field for field, _ in fields)
         self.offset: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
         codes: list[str] = []
         parts: list[_Part] = []
         at, align = 0, 1
@@ -127,6 +128,7 @@ class Variant:
             codes.append(f"{start - at}x" if start > at else "")
             codes.append(part.code)
             self.offset[field] = start
+            self.sizes[field] = part.size
             for inner, distance in part.inner.items():
                 self.offset[f"{field}.{inner}"] = start + distance
             parts.append(part)
