@@ -1,0 +1,35 @@
+"""The table of guests. Sources live in one module each, imported when the guest is built."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final, cast
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest: what it does, how many vCPUs it is for, its last line on the console when all is well."""
+
+    name: str
+    description: str
+    vcpus: int
+    expected: str
+
+    def build(self) -> bytes:
+        """The image, an ELF file."""
+        module = import_module(f"guests.{self.name}")
+        return cast(Callable[[], bytes], module.build)()
+
+
+_ROWS: Final = (
+    Guest("hello", "prints a line and powers off", 1, "Hello from a PV guest"),
+    Guest("spin", "runs a busy loop: `rounds=N` on the command line, 1,000 by default", 1, "spin: done"),
+)
+
+GUESTS: Final[dict[str, Guest]] = {guest.name: guest for guest in _ROWS}
+
+
+def build(name: str) -> bytes:
+    """The image of a guest. Raises KeyError for an unknown name."""
+    return GUESTS[name].build()

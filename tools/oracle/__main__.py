@@ -1,0 +1,39 @@
+"""`python -m tools.oracle run IMAGE`: IMAGE is a file or `builtin:NAME`; its console goes to stdout."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import guests
+from tools.oracle import End, OracleError, dom0
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 powered off, 1 crashed, 2 cannot run, 3 timeout."""
+    parser = argparse.ArgumentParser(prog="oracle", description="Run a PV kernel on real Xen.")
+    verbs = parser.add_subparsers(required=True)
+    run = verbs.add_parser("run", help="run an image and print its console")
+    run.add_argument("image", help="a file, or builtin:NAME")
+    run.add_argument("--cmdline", default="", help="the kernel's command line")
+    run.add_argument("--vcpus", type=int, default=None)
+    run.add_argument("--memory", type=int, default=128, help="MiB")
+    run.add_argument("--timeout", type=float, default=60, help="seconds")
+    run.add_argument("--log", action="store_true", help="print all the serial line carried, Xen's lines too")
+    options = parser.parse_args(arguments)
+    try:
+        kind, _, name = options.image.partition(":")
+        guest = guests.GUESTS[name] if kind == "builtin" else None
+        image = guest.build() if guest else Path(options.image).read_bytes()
+        vcpus = options.vcpus or (guest.vcpus if guest else 1)
+        result = dom0.run(image, options.cmdline, vcpus=vcpus, memory=options.memory, timeout=options.timeout)
+    except (OracleError, OSError, KeyError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(result.log if options.log else result.console)
+    sys.stderr.write(f"{result.end.value}\n")
+    return {End.POWEROFF: 0, End.CRASH: 1, End.TIMEOUT: 3}.get(result.end, 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
