@@ -1,7 +1,7 @@
 """A writer for the archive Linux unpacks as its first file system: cpio, "newc" variant.
 
-Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. The bytes depend on the entries only: times and owners
-are 0, inode numbers count up.
+Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. The bytes depend on the entries
+only: times and owners are 0, inode numbers count up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def character_device(name: str, major: int, minor: int, permissions: int = 0o600
 
 
 def archive(entries: list[Entry]) -> bytes:
-    """The whole archive. Directories must come before what is in them; raises ValueError when one is missing."""
+    """The whole archive. Directories come before what is in them; raises ValueError when one is missing."""
     known = {""}
     out = bytearray()
     for inode, entry in enumerate(entries, 1):

@@ -1,6 +1,7 @@
 """Debian packages without installing them: the package manager downloads, Python unpacks.
 
-Sources: apt-get(8) and apt-cache(8); deb(5) for a package's layout, an `ar` archive whose member data.tar.* holds the files.
+Sources: apt-get(8) and apt-cache(8); deb(5) for a package's layout, an `ar` archive whose member data.tar.*
+holds the files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Package:
 
 
 def prepare() -> None:
-    """Make sure the package manager is there and knows packages. Under CI as root its lists are brought when missing."""
+    """Make sure the package manager is there and knows packages; under CI, as root, bring missing lists."""
     if shutil.which("apt-get") is None:
         raise PackageError("there is no apt-get here: real guests are fetched with Debian's package manager")
     if any(LISTS.glob("*_Packages*")):
@@ -53,7 +54,7 @@ def prepare() -> None:
 
 
 def dependency(package: str, pattern: str) -> str:
-    """The first package matching `pattern` that `package` depends on: how a meta-package names the real one."""
+    """The first package matching `pattern` that `package` depends on: a meta-package names the real one."""
     text = _run("apt-cache", "depends", "--important", package)
     for line in text.splitlines():
         kind, _, name = line.strip().partition(": ")
@@ -74,22 +75,24 @@ def download(package: str, place: Path) -> Package:
 def _run(*command: str, cwd: Path | None = None) -> str:
     environment = os.environ | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, errors="replace", timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=TIMEOUT_S, check=False)
     except FileNotFoundError:
         raise PackageError(f"there is no {command[0]} here") from None
     except subprocess.TimeoutExpired:
         raise PackageError(f"{' '.join(command)} gave no result in {TIMEOUT_S} s") from None
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if line.startswith("E:")), f"status {done.returncode}")
-        raise PackageError(f"{command[0]} {command[-1]}: {said.removeprefix('E:').strip()} ({UPDATE_HINT})")
+        complaints = [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]
+        reason = complaints[0] if complaints else f"status {done.returncode}"
+        raise PackageError(f"{command[0]} {command[-1]}: {reason} ({UPDATE_HINT})")
     return done.stdout
 
 
 def members(package: Path, wanted: Iterable[str]) -> dict[str, bytes]:
     """The files of a package whose path matches a regular expression of `wanted`, by expression.
 
-    Reads no further than the last file wanted. Raises PackageError when one is missing or the package is broken.
+    Reads no further than the last file wanted. Raises PackageError when one is missing or the package broken.
     """
     missing = set(wanted)
     found: dict[str, bytes] = {}

@@ -1,14 +1,13 @@
 """Fetches real guests into the cache: `python -m tools.fetch_guests [--force]`.
 
-GRUB's PV images, a Debian kernel and busybox come from Debian's packages; the uncompressed kernel and the initramfs are made
-from them here. Nothing is installed and no root is needed. What is there and intact is left alone.
+GRUB's PV images, a Debian kernel and busybox come from Debian's packages; the uncompressed kernel and the
+initramfs are made from them here. Nothing is installed and no root is needed. What is there and intact stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import gzip
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
 
 @dataclass(frozen=True)
 class Source:
-    """A package and what we take from it: file name in the cache -> expression for the path in the package."""
+    """A package and what we take from it: file name in the cache -> expression for its path in there."""
 
     package: str
     files: dict[str, str]
@@ -38,29 +37,24 @@ SOURCES: Final = (
     Source(KERNEL_META, {"vmlinuz": r"boot/vmlinuz-.*"}),
 )
 
-REFERENCE: Final = Source("xen-hypervisor-4.17-amd64", {"xen.gz": r"boot/xen-4\.17-amd64\.gz"})
-"""Real Xen, for comparisons under QEMU; only `--with-xen` wants it."""
-
 FILES: Final = ("grub-x86_64-xen.bin", "grub-i386-xen.bin", "busybox", "vmlinuz", "vmlinux", *initramfs.INITS)
 """What the cache holds after a fetch."""
 
 
-def fetch(place: Path, *, force: bool = False, with_xen: bool = False) -> dict[str, guests_cache.Fetched]:
+def fetch(place: Path, *, force: bool = False) -> dict[str, guests_cache.Fetched]:
     """Bring the cache folder up to date and return its manifest.
 
     Raises PackageError, kernel.ImageError, ValueError or OSError.
     """
     place.mkdir(parents=True, exist_ok=True)
     manifest = {} if force else guests_cache.read_manifest(place)
-    sources = [*SOURCES, REFERENCE] if with_xen else list(SOURCES)
-    missing = [source for source in sources if not all(_intact(place, manifest, name) for name in source.files)]
+    missing = [source for source in SOURCES if not all(_intact(place, manifest, it) for it in source.files)]
     if missing:
         debian.prepare()
     for source in missing:
         _fetch_source(place, manifest, source)
         guests_cache.write_manifest(place, manifest)
-    made = _make(place, manifest, with_xen=with_xen)
-    if made:
+    if _make(place, manifest):
         guests_cache.write_manifest(place, manifest)
     return manifest
 
@@ -88,7 +82,7 @@ def _store(place: Path, manifest: dict[str, guests_cache.Fetched], name: str, da
     manifest[name] = guests_cache.describe(data, package, version)
 
 
-def _make(place: Path, manifest: dict[str, guests_cache.Fetched], *, with_xen: bool) -> bool:
+def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
     """Make what is derived from fetched files; whether anything changed."""
     before = dict(manifest)
     zipped = manifest["vmlinuz"]
@@ -96,9 +90,6 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched], *, with_xen: b
     if plain is None or plain.version != zipped.version or not _intact(place, manifest, "vmlinux"):
         data = kernel.unpack((place / "vmlinuz").read_bytes())
         _store(place, manifest, "vmlinux", data, zipped.package, zipped.version)
-    if with_xen and not _intact(place, manifest, "xen"):
-        entry = manifest["xen.gz"]
-        _store(place, manifest, "xen", gzip.decompress((place / "xen.gz").read_bytes()), entry.package, entry.version)
     # Cheap enough to make each time, so a changed init is never missed.
     busybox = manifest["busybox"]
     for name, data in initramfs.build_all((place / "busybox").read_bytes()).items():
@@ -114,13 +105,12 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command: exit status 0 done, 1 with one sentence on stderr, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="fetch-guests", description="Fetch real guests into the cache folder.")
+    parser = argparse.ArgumentParser("fetch-guests", description="Fetch real guests into the cache folder.")
     parser.add_argument("--force", action="store_true", help="fetch again what is there")
-    parser.add_argument("--with-xen", action="store_true", help="also real Xen, to compare with under QEMU")
     options = parser.parse_args(arguments)
     place = guests_cache.folder()
     try:
-        manifest = fetch(place, force=options.force, with_xen=options.with_xen)
+        manifest = fetch(place, force=options.force)
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

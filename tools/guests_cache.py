@@ -1,7 +1,7 @@
 """Where fetched guests live, and what is there: `guest_path("vmlinux")`.
 
-The folder is $XENPY_GUESTS, or xenpy/guests in the user's cache folder. `manifest.json` in it says where each file came
-from and what its bytes must be; a file without an entry counts as absent.
+The folder is $XENPY_GUESTS, or xenpy/guests in the user's cache folder. `manifest.json` in it says where each
+file came from and what its bytes must be; a file without an entry counts as absent.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def intact(path: Path, entry: Fetched) -> bool:
 
 
 def guest_path(name: str) -> Path | None:
-    """A fetched file by name (see `tools.fetch_guests.FILES`), or None. Checks its length, not its every byte."""
+    """A fetched file by name (see `tools.fetch_guests.FILES`), or None. Checks its length, not each byte."""
     place = folder()
     entry = read_manifest(place).get(name)
     path = place / name

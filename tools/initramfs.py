@@ -1,4 +1,4 @@
-"""The first file system of the Linux guests: busybox, a link for each of its commands, three devices and an init."""
+"""The first file system of the Linux guests: busybox, a link for each command, three devices, an init."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INITS: Final[dict[str, str]] = {"workload.cpio": "init", "shell.cpio": "shell-in
 """Archive -> the file in tools/workload that becomes its /init."""
 
 FIRST_APPLETS: Final = b"\0[\0[[\0"
-"""How busybox's own list of its commands begins (applet_tables.h: names in order, each with a NUL, an empty one last)."""
+"""How busybox's own list of its commands begins (applet_tables.h: names in order, each with a NUL)."""
 
 DEVICES: Final[tuple[tuple[str, int, int, int], ...]] = (
     ("dev/console", 5, 1, 0o600),

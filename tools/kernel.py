@@ -54,7 +54,7 @@ def unpack(image: bytes) -> bytes:
         raise ImageError("vmlinuz is not a bzImage")
     (protocol,) = struct.unpack_from("<H", image, PROTOCOL)
     if protocol < FIRST_WITH_PAYLOAD:
-        raise ImageError(f"vmlinuz speaks boot protocol {protocol:#x}, which does not say where its payload is")
+        raise ImageError(f"vmlinuz has boot protocol {protocol:#x}, which does not say where its payload is")
     offset, length = struct.unpack_from("<II", image, PAYLOAD)
     start = ((image[SETUP_SECTORS] or 4) + 1) * SECTOR + offset
     payload = image[start : start + length]

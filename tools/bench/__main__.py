@@ -1,0 +1,119 @@
+"""`python -m tools.bench [--rounds N] [--only PART]... [--output FILE]`: see the package.
+
+Exit status 0 when all was measured and every promise is kept, 1 when not, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from tools.bench import boot, cost, determinism, micro
+from tools.bench.report import MIB, Report
+
+Say = Callable[[str], None]
+
+USERSPACE_UP: Final = 0.7
+ALL_DONE: Final = 1.0
+"""Most that xenpy may take, in parts of what Xen under QEMU takes."""
+PYTHON_SHARE: Final = 0.30
+HYPERCALL_US: Final = 4.0
+BOUNCE_US: Final = 6.0
+HELLO_S: Final = 1.0
+HELP_S: Final = 0.2
+OVERHEAD_MIB: Final = 150.0
+"""Resident memory beyond what the guest touched; hello touches next to nothing."""
+
+
+def boots(report: Report, rounds: int, say: Say) -> None:
+    """Boot times against QEMU."""
+    contenders = boot.measure(rounds, say)
+    report.failures += [f"{it.name}: {it.failure}" for it in contenders if it.failure]
+    report.steps = {it.name: it.median() for it in contenders if it.runs}
+    report.numbers["boot runs"] = {it.name: it.runs for it in contenders}
+    mine, reference = report.steps.get(boot.XENPY), report.steps.get(boot.XEN)
+    if mine and reference:
+        for step, limit in (("userspace up", USERSPACE_UP), ("all done", ALL_DONE)):
+            report.promise(f"{step}, in parts of {boot.XEN}", limit, mine[step] / reference[step])
+    elif boot.XEN not in [it.name for it in contenders]:
+        report.failures.append(f"{boot.XEN}: QEMU and Debian's packages are not here")
+    if contenders[0].stats:
+        report.numbers["boot stats"] = contenders[0].stats[-1]
+        share = max(float(stats["python_share"]) for stats in contenders[0].stats)
+        report.promise("Python's share of the boot's wall time", PYTHON_SHARE, share)
+        report.promise("resident memory of the boot beyond the guest's memory", OVERHEAD_MIB,
+                       contenders[0].peak_rss / MIB - boot.MEMORY_MIB, "MiB")
+
+
+def traps(report: Report, rounds: int, say: Say) -> None:
+    """Microseconds per trap."""
+    measured = micro.measure(rounds, say)
+    report.numbers["traps us"] = measured
+    for name, us in measured.items():
+        report.promise(name, HYPERCALL_US if name.startswith("hypercall") else BOUNCE_US, us, "us")
+
+
+def starts(report: Report, rounds: int, say: Say) -> None:
+    """Seconds and memory of small commands."""
+    measured = cost.measure(rounds, say)
+    report.numbers["starts"] = measured
+    report.promise("xenpy --help", HELP_S, measured["help"][0], "s")
+    report.promise("xenpy boot builtin:hello, end to end", HELLO_S, measured["hello"][0], "s")
+    for name in ("hello", "hello in 4 GiB"):
+        report.promise(f"resident memory, {name}", OVERHEAD_MIB, measured[name][1] / MIB, "MiB")
+
+
+def sameness(report: Report, rounds: int, say: Say) -> None:
+    """Equal runs are equal; `rounds` does not matter here."""
+    del rounds
+    measured = determinism.measure(say)
+    report.numbers["fingerprints"] = {vcpus: [vars(it) for it in found] for vcpus, found in measured.items()}
+    for vcpus, found in measured.items():
+        report.promise(f"different outcomes of equal boots, {vcpus} vCPUs", 1, len(set(found)))
+
+
+PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
+    "boot": boots, "traps": traps, "starts": starts, "sameness": sameness,
+}
+ERRORS: Final = (OSError, micro.LoopError, cost.CommandError, determinism.RunError)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print, write; the exit status."""
+    parser = argparse.ArgumentParser("bench", description="Measure what the specification promises.")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (median counts)")
+    parser.add_argument("--only", action="append", choices=sorted(PARTS), help="only this part")
+    parser.add_argument("--output", type=Path, default=Path("bench-results.json"), help="the JSON's file")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    progress = Console(stderr=True)
+    report = Report()
+
+    def say(text: str) -> None:
+        progress.print(text, markup=False, highlight=False)
+
+    try:
+        for name in options.only or PARTS:
+            try:
+                PARTS[name](report, options.rounds, say)
+            except ERRORS as error:
+                report.failures.append(f"{name}: {error}")
+        report.print(Console(width=None if sys.stdout.isatty() else 140))
+        report.write(options.output)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except OSError as error:
+        say(f"{options.output}: {error.strerror}")
+        return 1
+    return 0 if report.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
