@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xenpy.system import Guest, Outcome, System
+    from xenpy.guest import Guest
+    from xenpy.system import Outcome, System
 
 __version__ = "0.1.0"
 __all__ = ["Guest", "Outcome", "System", "__version__"]
@@ -16,8 +17,8 @@ __all__ = ["Guest", "Outcome", "System", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """The API's names, loaded when first used: the command must start without the machine."""
-    if name in ("Guest", "Outcome", "System"):
-        from xenpy import system
+    if name in __all__:
+        from importlib import import_module
 
-        return getattr(system, name)
+        return getattr(import_module("xenpy.guest" if name == "Guest" else "xenpy.system"), name)
     raise AttributeError(f"module 'xenpy' has no attribute {name!r}")

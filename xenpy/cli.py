@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = say("interrupted", ExitStatus.INTERRUPTED)
     if arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return _flush(status)
+    return status
 
 
 def say(message: str, status: int) -> int:
@@ -44,8 +44,6 @@ def _guarded(arguments: list[str]) -> int:
         return run(arguments)
     except XenpyError as error:
         return say(str(error), error.status)
-    except BrokenPipeError:
-        return say("stdout: its reader closed it", ExitStatus.BAD_INPUT)
     except MemoryError:
         return say("the host has not enough memory; try a smaller --memory", ExitStatus.FAULT)
     except Exception as error:  # noqa: BLE001 - the last guard: whatever it is becomes a report
@@ -82,14 +80,3 @@ def _fault(error: Exception, arguments: list[str]) -> str:
         return f"{what}; its details could not be written ({reason_of(failure)}); set TMPDIR and run it again"
     return f"{what}; details are in {file.name}; {REPORT_HINT}"
 
-
-def _flush(status: int) -> int:
-    """Flush stdout while its errors can still be handled; a failure turns success into BAD_INPUT."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if status == ExitStatus.DONE:
-            return say(f"stdout: {reason_of(error)}", ExitStatus.BAD_INPUT)
-    return status

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
 
+from machine.topology import MAX_CPUS, Topology
 from xenpy import __version__
 from xenpy.errors import BadInputError
-from xenpy.options import MAX_CPUS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
+from xenpy.options import MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
+from xenpy.output import show
 
 EXIT_STATUSES = """\b
 Exit status:
@@ -22,9 +26,14 @@ Exit status:
 
 
 def run(arguments: list[str]) -> int:
-    """Parse and run one command line; its exit status. Raises XenpyError for everything the user can mend."""
+    """Parse and run one command line; its exit status. Raises XenpyError for everything the user can mend.
+
+    What click prints (help, version, lists) goes out through our one writer, which says why when it cannot.
+    """
+    words = io.StringIO()
     try:
-        status = xenpy.main(arguments, prog_name="xenpy", standalone_mode=False)
+        with redirect_stdout(words):
+            status = xenpy.main(arguments, prog_name="xenpy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
@@ -32,6 +41,7 @@ def run(arguments: list[str]) -> int:
         raise BadInputError(f"{error.format_message()} {_hint(error)}") from error
     except click.Abort as error:
         raise KeyboardInterrupt from error
+    show(words.getvalue())
     return int(status or 0)
 
 
@@ -65,8 +75,8 @@ def xenpy() -> None:
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, show_default=True, metavar="N",
               help="Seed of all randomness. One seed, one run.")
 @click.option("--input", "inputs", type=Keys(), multiple=True, metavar="TEXT",
-              help=r"Type a line when the guest waits for input; may be repeated. \n \r \t \e \b \0 \\ \xHH are "
-                   r"escapes; \c at the end leaves the line open.")
+              help=r"Type a line when the guest waits for input; may be repeated. "
+                   r"\n \r \t \e \b \0 \\ \xHH are escapes; \c at the end leaves the line open.")
 @click.option("--until", type=Pattern(), metavar="REGEX", help="End when the console has said this.")
 @click.option("--within", type=Seconds(), metavar="SECONDS", help="End after so much virtual time.")
 @click.option("--wall", type=Seconds(), metavar="SECONDS", help="End after so much time of the host.")
@@ -76,7 +86,7 @@ def xenpy() -> None:
 @click.option("--hash", "hash_blocks", is_flag=True,
               help="Hash the address of every block executed (slower); the hash is in --stats and on stderr.")
 def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
-         topology: str | None, name: str | None, seed: int, inputs: tuple[bytes, ...],
+         topology: Topology | None, name: str | None, seed: int, inputs: tuple[bytes, ...],
          until: re.Pattern[str] | None, within: float | None, wall: float | None, log: Path | None,
          stats: Path | None, hash_blocks: bool) -> int:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
@@ -90,7 +100,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
         raise BadInputError("--cpus and --topology say the same thing: give one of them")
     return booting.boot(booting.BootRequest(
         image=image, ramdisk=ramdisk, cmdline=cmdline, memory=memory, vcpus=vcpus,
-        topology=topology or f"1x{cpus or vcpus}x1", name=name, seed=seed, inputs=inputs, until=until,
+        topology=topology or Topology(cores=cpus or vcpus), name=name, seed=seed, inputs=inputs, until=until,
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
     ))
 

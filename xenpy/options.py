@@ -8,12 +8,18 @@ from typing import Any, Final
 
 import click
 
+from machine.topology import Topology
 from xenpy.errors import BadInputError
 from xenpy.typing_in import keys_of
 from xenpy.watch import compile_pattern
 
+MAX_VCPUS: Final = 128
+"""What the interface of a PV guest has room for."""
+MIN_MEMORY_MIB: Final = 4
+MAX_MEMORY_MIB: Final = 65536
 
-class Seconds(click.ParamType):
+
+class Seconds(click.ParamType[float]):
     """A positive, finite number of seconds."""
 
     name = "seconds"
@@ -29,12 +35,13 @@ class Seconds(click.ParamType):
         return seconds
 
 
-class Pattern(click.ParamType):
+class Pattern(click.ParamType[re.Pattern[str]]):
     """A regular expression."""
 
     name = "regex"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> re.Pattern[str]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+                ) -> re.Pattern[str]:
         """The compiled pattern."""
         try:
             return value if isinstance(value, re.Pattern) else compile_pattern(value)
@@ -42,7 +49,7 @@ class Pattern(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Keys(click.ParamType):
+class Keys(click.ParamType[bytes]):
     """A line to type, with escapes."""
 
     name = "text"
@@ -55,23 +62,14 @@ class Keys(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType[Topology]):
     """A topology: sockets x cores x threads."""
 
     name = "SxCxT"
-    _form = re.compile(r"[1-9]\d{0,2}x[1-9]\d{0,2}x[1-9]\d{0,2}")
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, when it has the form and no more CPUs than a machine can have."""
-        if not self._form.fullmatch(value):
-            self.fail(f"{value!r} is not sockets x cores x threads; two sockets of four cores are 2x4x1.", param, ctx)
-        cpus = math.prod(int(part) for part in value.split("x"))
-        if cpus > MAX_CPUS:
-            self.fail(f"{value!r} has {cpus} CPUs; a machine has at most {MAX_CPUS}.", param, ctx)
-        return str(value)
-
-
-MAX_CPUS: Final = 128
-MAX_VCPUS: Final = 128
-MIN_MEMORY_MIB: Final = 4
-MAX_MEMORY_MIB: Final = 65536
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Topology:
+        """The topology, if a machine can have it."""
+        try:
+            return value if isinstance(value, Topology) else Topology.parse(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)

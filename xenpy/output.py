@@ -20,7 +20,9 @@ PATIENCE_S: Final = 0.2
 
 
 class ConsoleSink:
-    """Bytes to a descriptor as they are. A failure is noted, to look at between slices: no exception in a trap."""
+    """Bytes to a descriptor as they are. A failure is noted, to look at between slices: no exception in a
+    trap.
+    """
 
     __slots__ = ("_descriptor", "_give_up", "failure")
 
@@ -49,6 +51,13 @@ class ConsoleSink:
             raise BadInputError(f"stdout: {reason_of(self.failure)}") from self.failure
 
 
+def show(text: str) -> None:
+    """Write a command's own words to stdout; BadInputError when that cannot be."""
+    sink = ConsoleSink(1, lambda: False)
+    sink.write(text.encode("utf-8", "surrogateescape"))
+    sink.check()
+
+
 def open_output(path: Path, option: str) -> TextIO:
     """Open a file that an option names for writing, before the run; BadInputError when that cannot be."""
     try:
@@ -61,8 +70,8 @@ def open_output(path: Path, option: str) -> TextIO:
 class RunLog:
     """A log of the run: each console line and each message with its virtual time in seconds.
 
-    Two runs of one machine give the same log, byte for byte. A context manager. A failure is noted and raised at
-    the end.
+    Two runs of one machine give the same log, byte for byte. A context manager. A failure is noted and
+    raised at the end.
     """
 
     __slots__ = ("_failure", "_file", "_lines", "_now", "_path")

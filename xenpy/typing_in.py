@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from xenpy.errors import BadInputError
@@ -53,33 +53,28 @@ def keys_of(text: str) -> bytes:
     return bytes(keys) + ending.encode()
 
 
-class Typed(Protocol):
-    """The guest as the typist sees it."""
+class Keyboard(Protocol):
+    """A console as the typist uses it."""
 
-    def blocked(self) -> bool:
-        """No vCPU has anything to run."""
-        ...
+    said: int
+    """Bytes it has said since the beginning."""
 
-    def unread_input(self) -> int:
+    @property
+    def unread(self) -> int:
         """Bytes typed that the guest has not read yet."""
-        ...
 
-    def said(self) -> int:
-        """Bytes its console has said since the beginning."""
-        ...
-
-    def type(self, keys: bytes) -> None:
-        """Put keys into its input."""
-        ...
+    def send(self, keys: bytes) -> None:
+        """Type keys."""
 
 
 class Typist:
     """Types the lines of `--input`; call `look` every `LOOK_NS` of virtual time."""
 
-    __slots__ = ("_blocked", "_guest", "_lines", "_said", "_silent", "_unread")
+    __slots__ = ("_asleep", "_blocked", "_console", "_lines", "_said", "_silent", "_unread")
 
-    def __init__(self, guest: Typed, lines: Sequence[bytes]) -> None:
-        self._guest = guest
+    def __init__(self, console: Keyboard, asleep: Callable[[], bool], lines: Sequence[bytes]) -> None:
+        self._console = console
+        self._asleep = asleep
         self._lines = deque(lines)
         self._said = 0
         self._silent = 0
@@ -93,10 +88,10 @@ class Typist:
 
     def look(self) -> bool:
         """Type the next line if the guest waits for one; whether to look again."""
-        guest = self._guest
-        said = guest.said()
-        waiting = guest.blocked()
-        if said != self._said or not said or guest.unread_input():
+        console = self._console
+        said = console.said
+        waiting = self._asleep()
+        if said != self._said or not said or console.unread:
             self._unread = self._unread + 1 if waiting and said == self._said else 0
             self._said, self._silent, self._blocked = said, 0, 0
             return self._unread < UNREAD_LOOKS
@@ -104,6 +99,6 @@ class Typist:
         self._silent += 1
         self._blocked = self._blocked + 1 if waiting else 0
         if self._blocked >= IDLE_LOOKS or self._silent >= SILENT_LOOKS:
-            guest.type(self._lines.popleft())
+            console.send(self._lines.popleft())
             self._silent = self._blocked = 0
         return bool(self._lines)

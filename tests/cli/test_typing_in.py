@@ -10,23 +10,21 @@ class Teletype:
     """A guest by hand: what it says, whether it sleeps, what was typed."""
 
     def __init__(self) -> None:
-        self.output = 0
+        self.said = 0
         self.asleep = True
-        self.unread = b""
+        self.waiting = b""
         self.typed: list[bytes] = []
 
-    def blocked(self) -> bool:
-        return self.asleep
+    @property
+    def unread(self) -> int:
+        return len(self.waiting)
 
-    def unread_input(self) -> int:
-        return len(self.unread)
-
-    def said(self) -> int:
-        return self.output
-
-    def type(self, keys: bytes) -> None:
+    def send(self, keys: bytes) -> None:
         self.typed.append(keys)
-        self.unread = keys
+        self.waiting = keys
+
+    def typist(self, *lines: bytes) -> Typist:
+        return Typist(self, lambda: self.asleep, lines)
 
 
 @pytest.mark.parametrize(("text", "keys"), [
@@ -53,12 +51,12 @@ def test_unknown_escapes(text: str) -> None:
 
 def test_types_when_the_guest_waits() -> None:
     guest = Teletype()
-    typist = Typist(guest, [b"one\n", b"two\n"])
+    typist = guest.typist(b"one\n", b"two\n")
     for _ in range(3 * SILENT_LOOKS):
         typist.look()
     assert not guest.typed  # it has not said a word yet
 
-    guest.output = 10
+    guest.said = 10
     for _ in range(IDLE_LOOKS):
         assert typist.look()
         assert not guest.typed
@@ -69,10 +67,10 @@ def test_types_when_the_guest_waits() -> None:
         typist.look()
     assert guest.typed == [b"one\n"]  # the first is not read yet
 
-    guest.unread = b""
+    guest.waiting = b""
     for _ in range(IDLE_LOOKS - 1):
         typist.look()
-    guest.output += 1  # an answer: it starts over
+    guest.said += 1  # an answer: it starts over
     for _ in range(IDLE_LOOKS):
         typist.look()
     assert guest.typed == [b"one\n"]
@@ -83,8 +81,8 @@ def test_types_when_the_guest_waits() -> None:
 
 def test_a_busy_guest_gets_its_line_after_a_long_silence() -> None:
     guest = Teletype()
-    guest.output, guest.asleep = 1, False
-    typist = Typist(guest, [b"x"])
+    guest.said, guest.asleep = 1, False
+    typist = guest.typist(b"x")
     looks = 0
     while typist.look():
         looks += 1
@@ -94,8 +92,8 @@ def test_a_busy_guest_gets_its_line_after_a_long_silence() -> None:
 
 def test_a_guest_that_wakes_now_and_then_is_not_waiting() -> None:
     guest = Teletype()
-    guest.output = 1
-    typist = Typist(guest, [b"x"])
+    guest.said = 1
+    typist = guest.typist(b"x")
     for look in range(SILENT_LOOKS):
         guest.asleep = look % (IDLE_LOOKS - 1) != 0
         typist.look()
@@ -104,8 +102,8 @@ def test_a_guest_that_wakes_now_and_then_is_not_waiting() -> None:
 
 def test_gives_up_on_a_guest_that_sleeps_on_its_input() -> None:
     guest = Teletype()
-    guest.output, guest.unread = 1, b"never read"
-    typist = Typist(guest, [b"x"])
+    guest.said, guest.waiting = 1, b"never read"
+    typist = guest.typist(b"x")
     looks = 0
     while typist.look():
         looks += 1

@@ -1,0 +1,98 @@
+"""One guest of a system: its console, its state, and what can be looked at from outside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from firmware.memory import frames
+from xenpy.console import Console
+from xenpy.crash import render
+
+if TYPE_CHECKING:
+    from firmware.domain.crash import CrashInfo
+    from firmware.domain.domain import Domain, DomainState
+    from xenpy.system import System
+
+TYPE_NAMES: Final = {
+    frames.NONE: "none", frames.L1_TABLE: "l1", frames.L2_TABLE: "l2", frames.L3_TABLE: "l3",
+    frames.L4_TABLE: "l4", frames.SEGMENT_DESCRIPTORS: "descriptors", frames.SHARED: "shared",
+    frames.WRITABLE: "writable",
+}
+
+
+class Frame(NamedTuple):
+    """A machine frame as the hypervisor keeps it: number, owner's id (None: nobody), type, counts, marks."""
+
+    mfn: int
+    owner: int | None
+    type: str
+    type_count: int
+    references: int
+    validated: bool
+    pinned: bool
+
+
+class Guest:
+    """A paravirtual guest."""
+
+    __slots__ = ("_domain", "_system", "console")
+
+    def __init__(self, domain: Domain, system: System) -> None:
+        self._domain = domain
+        self._system = system
+        self.console = Console(domain.console, f"guest {domain.name!r}", system.run)
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.id} {self.name} {self.state.value}>"
+
+    @property
+    def id(self) -> int:
+        """Its domain id."""
+        return self._domain.id
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._domain.name
+
+    @property
+    def state(self) -> DomainState:
+        """Where it is in its life: running, or how it ended."""
+        return self._domain.state
+
+    @property
+    def ended(self) -> bool:
+        """It has powered off, rebooted, suspended or crashed."""
+        return self._domain.state.ended
+
+    @property
+    def blocked(self) -> bool:
+        """None of its vCPUs has anything to run."""
+        return not any(vcpu.runnable for vcpu in self._domain.vcpus)
+
+    @property
+    def crash(self) -> CrashInfo | None:
+        """What is known of its crash; None when it has not crashed."""
+        return self._domain.crash
+
+    @property
+    def crash_report(self) -> str:
+        """The crash as a report for people; empty when it has not crashed."""
+        crash = self._domain.crash
+        return "" if crash is None else render(crash, self.name, self._domain.image.symbol)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """Every machine frame it owns, ascending."""
+        table = self._system.hypervisor.frames
+        return [self._system.frame(mfn) for mfn in table.owned_by(self.id)]
+
+    @property
+    def frame_types(self) -> Counter[str]:
+        """How many of its frames have each type."""
+        return Counter(frame.type for frame in self.frames)
+
+    def read_virtual(self, address: int, length: int, vcpu: int = 0) -> bytes:
+        """Guest memory as its vCPU's page tables map it now. Raises GuestFault where they map nothing."""
+        return self._domain.vcpus[vcpu].space.read(address, length)

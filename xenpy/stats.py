@@ -1,0 +1,39 @@
+"""The numbers of a run, as `--stats` writes them and tests read them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TextIO
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the machine was built. All but `wall_s` and `python_share` are the same in every run.
+
+    `blocks` is the number of basic blocks executed on all cores; `python_share` the part of `wall_s` spent
+    outside translated code, from 0 to 1; `hypercalls` and `traps` count by name.
+    """
+
+    blocks: int
+    virtual_ns: int
+    wall_s: float
+    python_share: float
+    tlb_flushes: int
+    switches: int
+    hypercalls: dict[str, int] = field(default_factory=dict)
+    traps: dict[str, int] = field(default_factory=dict)
+    block_hash: str | None = None
+    """Hash over the address of every block executed by every core in order, if that was asked for."""
+
+    def write(self, file: TextIO, status: int, why: str) -> None:
+        """Write them as JSON, with the exit status and the reason of the end."""
+        row = asdict(self)
+        if self.block_hash is None:
+            del row["block_hash"]
+        row["wall_s"] = round(self.wall_s, 6)
+        row["python_share"] = round(self.python_share, 4)
+        row["exit"] = status
+        row["exit_reason"] = why
+        json.dump(row, file, indent=2)
+        file.write("\n")

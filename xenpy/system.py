@@ -1,0 +1,172 @@
+"""The API that tests and scripts use: a machine with Xen as its firmware, its guests, and runs of it.
+
+>>> with System(cpus=2) as system:
+...     guest = system.add_domain("builtin:hello")
+...     match = guest.console.expect("Hello from")
+...     outcome = system.run()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from firmware.domain.config import DomainConfig
+from firmware.domain.errors import BuildError
+from firmware.hypervisor import Hypervisor
+from machine.machine import Machine, MachineConfig, RunEnd
+from machine.topology import Topology
+from xenpy import images
+from xenpy.errors import BadInputError
+from xenpy.guest import Guest
+from xenpy.stats import Stats
+
+MIB: Final = 1 << 20
+SECOND: Final = 1_000_000_000
+EPOCH: Final = 1_672_531_200 * SECOND
+"""The wall clock at virtual time 0 when nothing else is asked for: 2023-01-01 00:00 UTC."""
+MACHINE_MIB: Final = 4096
+"""Memory of a machine when nothing else is asked for. It is reserved, not used."""
+
+
+class Reason(Enum):
+    """Why a run came to its end."""
+
+    CONDITION = "the condition was met"
+    ENDED = "every guest has ended"
+    WITHIN = "the virtual time was over"
+    WALL = "the host time was over"
+    IDLE = "every guest waits for something that will never come"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run: why, the machine's virtual time in ns, and the run's host time in seconds."""
+
+    reason: Reason
+    virtual_ns: int
+    wall_s: float
+
+    def __str__(self) -> str:
+        return f"{self.reason.value} at {self.virtual_ns / SECOND:.6f} s of virtual time"
+
+
+class System:
+    """A machine, its hypervisor and its guests. A context manager: leaving it frees the machine.
+
+    `topology` is "sockets x cores x threads", or `cpus` gives one socket of that many cores. `memory` is
+    the whole machine's in MiB, `seed` that of all randomness, `epoch` the wall clock at virtual time 0 in
+    ns since 1970. `hash_blocks` hashes every executed block. `log` gets the hypervisor's messages, a line
+    each.
+    """
+
+    def __init__(self, topology: str | Topology | None = None, *, cpus: int = 1, memory: int = MACHINE_MIB,
+                 seed: int = 0, epoch: int = EPOCH, hash_blocks: bool = False,
+                 log: Callable[[str], None] | None = None) -> None:
+        if topology is None:
+            topology = Topology(cores=cpus)
+        elif isinstance(topology, str):
+            topology = Topology.parse(topology)
+        self.machine = Machine(MachineConfig(
+            topology=topology, memory=memory * MIB, seed=seed, epoch=epoch, hash_blocks=hash_blocks,
+        ))
+        self.messages: list[str] = []
+        """What the hypervisor has said about the guests so far."""
+        self._log = log
+        self.hypervisor = Hypervisor(self.machine, seed=seed, log=self._message)
+        self.guests: list[Guest] = []
+        self._wall = 0.0
+
+    def __enter__(self) -> System:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the machine. Guests of a closed system can no longer be run or inspected."""
+        self.machine.close()
+
+    @property
+    def now_ns(self) -> int:
+        """The machine's virtual time."""
+        return self.machine.clock.now
+
+    def add_domain(self, image: str | Path | bytes, *, name: str | None = None, memory: int = 64,
+                   vcpus: int = 1, cmdline: str | bytes = "",
+                   ramdisk: str | Path | bytes | None = None) -> Guest:
+        """Build a guest from a path, `builtin:NAME` or the image's bytes, with `memory` in MiB.
+
+        Raises BadInputError when the image cannot be read or is none, or the memory does not suffice.
+        """
+        kernel = images.load(image)
+        if ramdisk is not None and not isinstance(ramdisk, bytes):
+            ramdisk = images.read(Path(ramdisk), "RAM disk", memory * MIB)
+        line = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
+        try:
+            domain = self.hypervisor.create_domain(DomainConfig(
+                name=name or kernel.name, image=kernel, memory_mib=memory, vcpus=vcpus, cmdline=line,
+                ramdisk=ramdisk,
+            ))
+        except BuildError as error:
+            raise BadInputError(f"{kernel.path}: {error}") from error
+        guest = Guest(domain, self)
+        self.guests.append(guest)
+        return guest
+
+    def run(self, until: Callable[[], bool] | None = None, within: float | None = None,
+            wall: float | None = None) -> Outcome:
+        """Run until the condition holds, every guest has ended, or a limit: virtual or host seconds.
+
+        Without a limit it goes on until nothing can ever happen again.
+        """
+        started = time.monotonic()
+        deadline = None if within is None else self.now_ns + round(within * SECOND)
+        met = False
+
+        def enough() -> bool:
+            nonlocal met
+            going = False
+            for guest in self.guests:
+                guest.console.refill()
+                going = going or not guest.ended
+            met = met or (until is not None and until())
+            return met or not going
+
+        end = RunEnd.CONDITION if enough() else self.machine.run(enough, deadline, wall)
+        enough()
+        spent = time.monotonic() - started
+        self._wall += spent
+        return Outcome(self._reason(end, met), self.now_ns, spent)
+
+    def every(self, period_ns: int, action: Callable[[], bool]) -> None:
+        """Call `action` every so many ns of virtual time for as long as it returns True."""
+        clock = self.machine.clock
+
+        def tick(_: object) -> None:
+            if action():
+                clock.at(clock.now + period_ns, tick, None)
+
+        clock.at(clock.now + period_ns, tick, None)
+
+    def stats(self) -> Stats:
+        """The counters since the machine was built."""
+        raise NotImplementedError
+
+    def _reason(self, end: RunEnd, met: bool) -> Reason:
+        if met:
+            return Reason.CONDITION
+        if all(guest.ended for guest in self.guests):
+            return Reason.ENDED
+        return {RunEnd.DEADLINE: Reason.WITHIN, RunEnd.WALL: Reason.WALL}.get(end, Reason.IDLE)
+
+    def _message(self, text: str) -> None:
+        self.messages.append(text)
+        if self._log is not None:
+            self._log(text)
