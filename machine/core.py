@@ -1,0 +1,350 @@
+"""Core: one logical CPU, with its registers, TLBs and time. Knows nothing of who handles its traps."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from . import registers as reg
+from .engine import (
+    MAX_CHUNK,
+    MMU_KERNEL,
+    MMU_PARKED,
+    MMU_USER,
+    UNIT_NS,
+    CellWord,
+    CpuState,
+    Engine,
+    EngineError,
+)
+from .memory import FRAME_SIZE
+
+_PAGE_READ, _PAGE_WRITE, _PAGE_EXEC = 1, 2, 4  # QEMU's page protection bits
+_CC_OP_EFLAGS = 1  # QEMU: cc_src holds the flags themselves
+_NOT_IN_EFLAGS = reg.FLAGS_ARITHMETIC | reg.FLAG_DF
+_MINUS_ONE = 0xFFFF_FFFF
+_EMPTY = 0
+
+_BASE, _CHUNK, _CHARGED, _TSC_READS = CellWord.BASE, CellWord.CHUNK, CellWord.CHARGED, CellWord.TSC_READS
+_CPL3_DPL = 3 << reg.DESC_DPL_SHIFT
+_FLAT_DATA = reg.DESC_G | reg.DESC_B | reg.DESC_P | reg.DESC_S | _CPL3_DPL | 0x300  # read, write, accessed
+_LONG_CODE = reg.DESC_G | reg.DESC_L | reg.DESC_P | reg.DESC_S | _CPL3_DPL | 0xB00  # execute, read, accessed
+
+
+class StopReason(Enum):
+    """Why a slice ended."""
+
+    BUDGET = "its time was used up"
+    STOPPED = "stop() was called"
+    FAILED = "a handler raised"
+
+
+class TrapHandler(Protocol):
+    """What a core asks and tells the firmware. Handlers change registers in place; emulation goes on from RIP.
+
+    An exception that leaves a handler ends the slice and is raised by `Machine.run`.
+    """
+
+    def dispatch(self, core: Core) -> int | None:
+        """Before each slice: load what should run, deliver events. The longest slice in ns; None: the core is idle."""
+
+    def syscall(self, core: Core) -> None:
+        """SYSCALL was executed; RIP is after it."""
+
+    def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
+        """Fault: RIP at the instruction. `int n` (software) and int3: RIP after it. CR2 holds the address of a #PF."""
+
+    def cpuid(self, core: Core) -> None:
+        """Fill RAX RBX RCX RDX; RIP advances by itself."""
+
+
+class Core:
+    """`q`, `d`: the register file (indices in machine.registers). `current`: the firmware's own, never looked at here.
+
+    `idle`: dispatch had nothing to run; `Machine.wake` ends it. Counters: `flushes`, `page_flushes`, `bank_switches`.
+    """
+
+    __slots__ = (
+        "_address",
+        "_bank",
+        "_cell",
+        "_cpu",
+        "_deadline",
+        "_engine",
+        "_flush",
+        "_flush_modes",
+        "_flush_page",
+        "_icount",
+        "_low",
+        "_read_eflags",
+        "_set_page",
+        "_stopped",
+        "_switch_bank",
+        "_units",
+        "bank_switches",
+        "current",
+        "d",
+        "flushes",
+        "handler",
+        "idle",
+        "index",
+        "page_flushes",
+        "q",
+    )
+
+    def __init__(self, engine: Engine, cpu: CpuState, index: int, handler: TrapHandler) -> None:
+        self.index = index
+        self.q, self.d = cpu.q, cpu.d
+        self.handler = handler
+        self.current: object = None
+        self.idle = False
+        self.flushes = self.page_flushes = self.bank_switches = 0
+        self._engine, self._cpu, self._address = engine, cpu, cpu.address
+        self._cell, self._low, self._icount = cpu.cell, cpu.low, cpu.icount
+        self._units = 0
+        self._deadline = 0
+        self._stopped = False
+        self._bank = 0
+        dll = engine.library.dll
+        self._flush = dll.tlb_flush_x86_64
+        self._flush_page = dll.tlb_flush_page_x86_64
+        self._flush_modes = dll.tlb_flush_by_mmuidx_x86_64
+        self._set_page = dll.tlb_set_page_x86_64
+        self._read_eflags = dll.helper_read_eflags_x86_64
+        self._switch_bank = engine.switch_bank
+        for segment in (reg.SS, reg.DS, reg.ES):
+            self.set_segment(segment, 0, 0, _MINUS_ONE, _FLAT_DATA)
+        self.set_mode(long=True, cpl=3)
+        self.set_cs(3, 0, _MINUS_ONE, _LONG_CODE)
+        self.set_eflags(reg.FLAG_IF)
+
+    # -- time
+
+    def now(self) -> int:
+        """This core's virtual time in ns, inside traps too."""
+        cell = self._cell
+        return int(cell[_BASE] + (cell[_CHUNK] - self._low[0]) * UNIT_NS)
+
+    def charge(self, ns: int) -> None:
+        """Add the cost of modelled work; it shortens the running slice."""
+        cell, low = self._cell, self._low
+        left = low[0]
+        units = ns // UNIT_NS
+        if units > left:
+            units = left
+        low[0] = left - units
+        cell[_CHARGED] += units
+        cell[_BASE] += ns - units * UNIT_NS
+
+    def advance(self, to_ns: int) -> None:
+        """An idle core's time passes; only between slices."""
+        if to_ns > self._cell[_BASE]:
+            self._cell[_BASE] = to_ns
+
+    def limit(self, deadline_ns: int) -> None:
+        """Shorten the running slice so that it ends by this time, at the next block when that has passed."""
+        if deadline_ns < self._deadline:
+            self._deadline = deadline_ns
+            cell, low = self._cell, self._low
+            left = low[0]
+            units = (deadline_ns - cell[_BASE] + UNIT_NS - 1) // UNIT_NS - (cell[_CHUNK] - left)
+            if units < left:
+                cut = left - units if units > 0 else left
+                low[0] = left - cut
+                cell[_CHUNK] -= cut
+
+    def stop(self) -> None:
+        """End the slice before the next block."""
+        self._stopped = True
+        self._deadline = 0
+        cell, low = self._cell, self._low
+        cell[_CHUNK] -= low[0]
+        low[0] = 0
+
+    @property
+    def deadline(self) -> int:
+        """When the running slice ends, in ns; 0 when it was stopped."""
+        return self._deadline
+
+    @property
+    def blocks(self) -> int:
+        """Blocks executed so far."""
+        return int(self._units + self._cell[_CHUNK] - self._low[0] - self._cell[_CHARGED])
+
+    @property
+    def tsc_reads(self) -> int:
+        """RDTSC and RDTSCP executed so far."""
+        return int(self._cell[_TSC_READS])
+
+    def run(self, deadline_ns: int) -> StopReason:
+        """Run one slice, up to this time. EngineError when emulation itself fails."""
+        engine, cell, low, icount, q = self._engine, self._cell, self._low, self._icount, self.q
+        engine.select(self._cpu)
+        engine.running = self
+        self._stopped = False
+        self._deadline = deadline_ns
+        while True:
+            units = (self._deadline - cell[_BASE] + UNIT_NS - 1) // UNIT_NS
+            if units <= 0:
+                break
+            cell[_CHUNK] = icount[0] = units if units < MAX_CHUNK else MAX_CHUNK
+            try:
+                code = engine.start(q[reg.RIP])
+            finally:
+                used = cell[_CHUNK] - low[0]
+                self._units += used
+                cell[_BASE] += used * UNIT_NS
+                cell[_CHUNK] = icount[0] = _EMPTY
+            if engine.failure is not None:
+                return StopReason.FAILED
+            if code:
+                raise EngineError(code, self.index, q[reg.RIP])
+        return StopReason.STOPPED if self._stopped else StopReason.BUDGET
+
+    # -- registers
+
+    def eflags(self) -> int:
+        """EFLAGS, all bits."""
+        d = self.d
+        if d[reg.CC_OP] == _CC_OP_EFLAGS:
+            q = self.q
+            return int(
+                q[reg.EFLAGS] & ~_NOT_IN_EFLAGS
+                | q[reg.CC_SRC] & reg.FLAGS_ARITHMETIC
+                | d[reg.DF] & reg.FLAG_DF
+            )
+        return int(self._read_eflags(self._cpu.env))
+
+    def set_eflags(self, value: int) -> None:
+        """Set EFLAGS, all bits as given; bit 1 is always set."""
+        q, d = self.q, self.d
+        q[reg.CC_SRC] = value & reg.FLAGS_ARITHMETIC
+        d[reg.CC_OP] = _CC_OP_EFLAGS
+        d[reg.DF] = _MINUS_ONE if value & reg.FLAG_DF else 1
+        q[reg.EFLAGS] = value & 0xFFFF_FFFF & ~_NOT_IN_EFLAGS | reg.FLAG_FIXED
+
+    def single_step(self, on: bool) -> None:
+        """Set or clear EFLAGS.TF: after each instruction the handler gets vector 1."""
+        q = self.q
+        q[reg.EFLAGS] = q[reg.EFLAGS] | reg.FLAG_TF if on else q[reg.EFLAGS] & ~reg.FLAG_TF
+
+    def set_cs(self, selector: int, base: int, limit: int, flags: int) -> None:
+        """Load CS and its cache, unchecked. `flags`: the descriptor's second word. CPL becomes the selector's RPL."""
+        d = self.d
+        d[reg.CS_SELECTOR] = selector
+        self.q[reg.CS_BASE] = base
+        d[reg.SEG_LIMIT[reg.CS]] = limit
+        d[reg.CS_FLAGS] = flags
+        hflags = d[reg.HFLAGS]
+        if hflags & reg.HF_LMA and flags & reg.DESC_L:
+            kept = hflags & ~(reg.HF_CPL | reg.HF_ADDSEG)
+            d[reg.HFLAGS] = kept | reg.HF_CS64 | reg.HF_CS32 | reg.HF_SS32 | selector & reg.HF_CPL
+        else:
+            kept = hflags & ~(reg.HF_CPL | reg.HF_CS64 | reg.HF_CS32)
+            d[reg.HFLAGS] = kept | (reg.HF_CS32 if flags & reg.DESC_B else 0) | selector & reg.HF_CPL
+            self._data_hflags()
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+        """Load another segment register (`machine.registers.ES` ... `TR`) and its cache, unchecked."""
+        d = self.d
+        d[reg.SEG_SELECTOR[index]] = selector
+        self.q[reg.SEG_BASE[index]] = base
+        d[reg.SEG_LIMIT[index]] = limit
+        d[reg.SEG_FLAGS[index]] = flags
+        if index <= reg.DS and not d[reg.HFLAGS] & reg.HF_CS64:
+            self._data_hflags()
+
+    def _data_hflags(self) -> None:
+        # cpu_x86_load_seg_cache: stack size, and whether any data segment has a base
+        q, d = self.q, self.d
+        hflags = d[reg.HFLAGS] & ~(reg.HF_SS32 | reg.HF_ADDSEG)
+        if d[reg.SS_FLAGS] & reg.DESC_B:
+            hflags |= reg.HF_SS32
+        if not hflags & reg.HF_CS32 or q[reg.DS_BASE] | q[reg.ES_BASE] | q[reg.SS_BASE]:
+            hflags |= reg.HF_ADDSEG
+        d[reg.HFLAGS] = hflags
+
+    def set_mode(self, long: bool, cpl: int) -> None:
+        """64-bit ring 3, or 32-bit PAE in ring `cpl`. Changes how tables are read: flushes both banks."""
+        q, d = self.q, self.d
+        hflags = d[reg.HFLAGS] & ~(reg.HF_CPL | reg.HF_ADDSEG) | reg.HF_CS32 | reg.HF_SS32 | cpl
+        if long:
+            q[reg.EFER] |= reg.EFER_LME | reg.EFER_LMA
+            d[reg.HFLAGS] = hflags | reg.HF_LMA | reg.HF_CS64
+        else:
+            q[reg.EFER] &= ~(reg.EFER_LME | reg.EFER_LMA)
+            d[reg.HFLAGS] = hflags & ~(reg.HF_LMA | reg.HF_CS64)
+            self._data_hflags()
+        self.flush()
+
+    def set_cr0_ts(self, on: bool) -> None:
+        """CR0.TS: the next FPU or SSE instruction raises #NM."""
+        q, d = self.q, self.d
+        if on:
+            q[reg.CR0] |= reg.CR0_TS
+            d[reg.HFLAGS] |= reg.HF_TS
+        else:
+            q[reg.CR0] &= ~reg.CR0_TS
+            d[reg.HFLAGS] &= ~reg.HF_TS
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """eax, ebx, ecx, edx of the emulated model, before any policy."""
+        return self._engine.cpuid(self._cpu, leaf, subleaf)
+
+    def save(self) -> bytes:
+        """The architectural state: registers, FPU, SSE, control registers. Neither TLBs nor time."""
+        return bytes(self.q[: reg.STATE_SIZE // 8])
+
+    def load(self, state: bytes) -> None:
+        """Take over a saved state; flushes both banks. ValueError when it is not one."""
+        if len(state) != reg.STATE_SIZE:
+            raise ValueError(f"a core's state is {reg.STATE_SIZE} bytes, not {len(state)}")
+        self.q[: reg.STATE_SIZE // 8] = memoryview(state).cast("Q")
+        self.flush()
+
+    # -- translation
+
+    def load_root(self, paddr: int) -> None:
+        """Load CR3; flushes both banks."""
+        self.q[reg.CR3] = paddr
+        self.flushes += 1
+        self._flush(self._address)
+
+    def switch_bank(self, paddr: int, bank: int) -> None:
+        """The kernel/user toggle: make `bank` (0 kernel, 1 user) the live TLB and `paddr` the root; flushes nothing.
+
+        The parked bank keeps its entries: whoever changes the root that belongs to it must flush it.
+        """
+        if bank == self._bank:
+            self.q[reg.CR3] = paddr
+        else:
+            self._bank = bank
+            self.bank_switches += 1
+            self._switch_bank(self._address, paddr, bank)
+
+    @property
+    def bank(self) -> int:
+        """The live bank."""
+        return self._bank
+
+    def flush_parked(self) -> None:
+        """Flush the bank not in use."""
+        self.flushes += 1
+        self._flush_modes(self._address, 1 << MMU_PARKED)
+
+    def flush(self) -> None:
+        """Flush both banks."""
+        self.flushes += 1
+        self._flush(self._address)
+
+    def flush_page(self, va: int) -> None:
+        """Flush one page from both banks."""
+        self.page_flushes += 1
+        self._flush_page(self._address, va)
+
+    def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
+        """Put one 4 KiB translation into the live TLB, whatever the page tables say; `flush_page` takes it out."""
+        mode = MMU_USER if self.d[reg.HFLAGS] & reg.HF_CPL == 3 else MMU_KERNEL
+        protection = _PAGE_READ | _PAGE_EXEC | (_PAGE_WRITE if writable else 0)
+        mask = -FRAME_SIZE
+        self._set_page(self._address, va & mask & (1 << 64) - 1, paddr & mask, protection, mode, FRAME_SIZE)

@@ -1,0 +1,160 @@
+"""Engine: one Unicorn object with a CPU state per logical CPU over one piece of guest memory."""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import library as lib
+from .cpu import CpuState
+from .errors import UnsupportedEngine
+from .hooks import Hooks
+from .interpose import Interposer, interposer
+from .layout import Layout, SharedWord
+from .library import library, poke
+from .selftest import cpuid, no_exit_request, verify
+
+SUPPORTED_VERSION = (2, 1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Levers, all on by default, and the layout; tests turn them off to show what each is for.
+
+    `coherence`: stores into frames that hold translated code are always seen (off: wrong code runs).
+    `eager`: TLB entries of frames without code are fast from the first store.
+    `degraded`: do without interposition, as on builds that do not allow it.
+    """
+
+    coherence: bool = True
+    eager: bool = True
+    degraded: bool = False
+    layout: Layout = field(default_factory=Layout)
+
+
+class Engine:
+    """The only owner of the Unicorn object.
+
+    `running` is the core whose slice is on (set by Machine); `failure` what a callback raised; `degraded` says why the engine
+    works without interposition, or is empty.
+    """
+
+    def __init__(
+        self,
+        memory: tuple[int, int],
+        code_map: int,
+        cores: int,
+        options: EngineOptions,
+        hash_blocks: bool = False,
+    ) -> None:
+        self.library = library()
+        if self.library.version != SUPPORTED_VERSION:
+            raise UnsupportedEngine(f"unicorn {'.'.join(map(str, self.library.version))}")
+        self.options = options
+        self._layout = layout = options.layout
+        self._interposer: Interposer = interposer(self.library, layout)
+        self.stubs = self._interposer.stubs
+        self.degraded = "asked for" if options.degraded else self._interposer.missing
+        self.lean = not self.degraded
+        self.watch_stores = bool(self.degraded) and options.coherence
+        self.running: Any = None
+        self.failure: BaseException | None = None
+        self.callback_ns = 0
+        self.memory_size = memory[1]
+        self._check = "hash_check" if hash_blocks else "check"
+        self._shared = (C.c_uint64 * (SharedWord.FIRST_CPU + cores))()
+        self.shared = memoryview(self._shared).cast("B").cast("Q")
+        self.uc = self._open(memory)
+        template = verify(self.library, layout, self.uc)
+        self._template = template
+        address = C.addressof(self._shared)
+        self.cpus = tuple(CpuState(self.library, layout, template, i, address) for i in range(cores))
+        self.shared[SharedWord.RAM] = memory[0]
+        self.shared[SharedWord.FRAMES] = memory[1] >> 12
+        self.shared[SharedWord.CODE] = code_map
+        self.shared[SharedWord.CPUS] = cores
+        self.shared[SharedWord.COHERENT] = int(self.lean and options.coherence)
+        self.shared[SharedWord.EAGER] = int(self.lean and options.eager)
+        for index, cpu in enumerate(self.cpus):
+            self.shared[SharedWord.FIRST_CPU + index] = cpu.address
+        self._slot = lib.view(self.uc + layout.cpu_slot, 8).cast("Q")
+        self.current: CpuState | None = None
+        self.hooks = Hooks(self)
+        dll = self.library.dll
+        self._mmuidx: Callable[[int, int], None] = dll.tlb_flush_by_mmuidx_x86_64
+        self.switch_bank: Callable[[int, int, int], None] = C.PYFUNCTYPE(
+            None, C.c_void_p, C.c_uint64, C.c_uint64
+        )(self.stubs.entry["switch_bank"])
+        self._start = dll.uc_emu_start
+        self.select(self.cpus[0])
+
+    def _open(self, memory: tuple[int, int]) -> int:
+        dll = self.library.dll
+        handle = C.c_void_p()
+        opening: AbstractContextManager[None] = nullcontext()
+        if not self.degraded:
+            self._interposer.install()
+            opening = self._interposer.opening(self._check)
+        with opening:
+            if code := dll.uc_open(lib.ARCH_X86, lib.MODE_64, C.byref(handle)):
+                raise UnsupportedEngine(f"uc_open: error {code}")
+            uc = handle.value
+            assert uc is not None
+            poke_byte = C.c_uint8.from_address(uc + no_exit_request(self.library))
+            if poke_byte.value:
+                raise UnsupportedEngine("no_exit_request is set in a new Uc")
+            poke_byte.value = 1
+            for control, value in ((lib.CTL_CPU_MODEL, lib.CPU_X86_NEHALEM), (lib.CTL_USE_EXITS, 1)):
+                if code := dll.uc_ctl(C.c_void_p(uc), C.c_int(control | lib.CTL_WRITE_ONE), C.c_int(value)):
+                    raise UnsupportedEngine(f"uc_ctl {control}: error {code}")
+            if code := dll.uc_mem_map_ptr(uc, 0, memory[1], lib.PROT_ALL, memory[0]):
+                raise UnsupportedEngine(f"uc_mem_map_ptr: error {code}")
+        self._interposer.opened(1)
+        return uc
+
+    def translating(self) -> AbstractContextManager[None]:
+        """To be held while emulation may run."""
+        return nullcontext() if self.degraded else self._interposer.translating(self._check)
+
+    def time(self, ns: int) -> None:
+        """The virtual time the library may see (TLB sizes depend on it)."""
+        self._interposer.time(ns)
+
+    def select(self, cpu: CpuState) -> None:
+        """Make this CPU state the one that runs; drops its jump cache, which other cores' changes do not reach."""
+        if cpu is not self.current:
+            self._slot[0] = cpu.address
+            self._mmuidx(cpu.address, 0)
+            self.current = cpu
+
+    def start(self, rip: int) -> int:
+        """Emulate the selected CPU until its budget is used up; a uc_err."""
+        code: int = self._start(self.uc, rip, 0, 0, 0)
+        return code
+
+    def invalidate(self, begin: int, end: int) -> None:
+        """Drop translations of guest-physical memory [begin, end)."""
+        self.library.dll.tb_invalidate_phys_range_x86_64(self.uc, begin, end)
+
+    def cpuid(self, cpu: CpuState, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        return cpuid(self.library, cpu.env, leaf, subleaf)
+
+    def failed(self, failure: BaseException) -> None:
+        """A callback raised: keep the first failure, end the slice."""
+        if self.failure is None:
+            self.failure = failure
+        self.running.stop()
+
+    def close(self) -> None:
+        """Give everything back. The register views of the cores stay readable."""
+        if not self.uc:
+            return
+        poke(self.uc + self._layout.cpu_slot, self._template)
+        for cpu in self.cpus:
+            cpu.release()
+        self.library.dll.uc_close(self.uc)
+        self.uc = 0
+        self._interposer.opened(-1)

@@ -1,0 +1,155 @@
+"""Hooks into emulation: Python callbacks for what the firmware handles, native stubs for the rest.
+
+Callbacks are plain ctypes functions. None lets an exception out (that would be lost in C): it is kept in `Engine.failure`, the
+slice ends, and `Machine.run` raises it. None longjmps: what raises into the guest is a native stub.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import registers as reg
+from . import library as lib
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+_SYSCALL_SIZE = 2
+_U64 = (1 << 64) - 1
+_NO_EXCEPTION = 0xFFFF_FFFF
+_WHOLE_SPACE = (1, 0)  # begin > end: a hook everywhere
+
+_OnInterrupt = C.PYFUNCTYPE(None, C.c_void_p, C.c_uint32)
+_OnSyscall = C.PYFUNCTYPE(None)
+_OnInvalid = C.PYFUNCTYPE(C.c_bool)
+_OnCpuid = C.PYFUNCTYPE(C.c_int)
+
+
+class Handler(Protocol):
+    """What traps are reported to; see machine.core.TrapHandler."""
+
+    def syscall(self, core: Any) -> None: ...
+
+    def exception(self, core: Any, vector: int, error: int, software: bool) -> None: ...
+
+    def cpuid(self, core: Any) -> None: ...
+
+
+class Trapped(Protocol):
+    """The running core, as the callbacks see it."""
+
+    q: memoryview
+    d: memoryview
+    handler: Any
+
+    def stop(self) -> None: ...
+
+
+class Hooks:
+    """All hooks of one engine. `profile(on)` exchanges the Python callbacks for ones that keep their time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._uc = engine.uc
+        self._add = engine.library.dll.uc_hook_add
+        self._python: list[tuple[Any, int]] = []
+        self._install_native()
+        self._install_python(timed=False)
+
+    def profile(self, on: bool) -> None:
+        for _, handle in self._python:
+            self._engine.library.dll.uc_hook_del(self._uc, handle)
+        self._python.clear()
+        self._install_python(timed=on)
+
+    def _hook(self, kind: int, function: Any, *instruction: int, span: tuple[int, int] = _WHOLE_SPACE) -> int:
+        handle = C.c_size_t()
+        code = self._add(
+            C.c_void_p(self._uc),
+            C.byref(handle),
+            C.c_int(kind),
+            function if not isinstance(function, int) else C.c_void_p(function),
+            C.c_void_p(0),
+            C.c_uint64(span[0]),
+            C.c_uint64(span[1]),
+            *[C.c_int(number) for number in instruction],
+        )
+        if code:
+            raise RuntimeError(f"uc_hook_add: error {code}")
+        return handle.value
+
+    def _install_native(self) -> None:
+        engine = self._engine
+        entry = engine.stubs.entry
+        self._hook(lib.HOOK_INSN, entry["rdtsc"], lib.INS_RDTSC)
+        self._hook(lib.HOOK_INSN, entry["rdtscp"], lib.INS_RDTSCP)
+        self._hook(lib.HOOK_INSN, entry["port"], lib.INS_IN)
+        self._hook(lib.HOOK_INSN, entry["port"], lib.INS_OUT)
+        if not engine.lean:
+            self._hook(lib.HOOK_BLOCK, entry["block_hook"])
+        if engine.watch_stores:
+            self._hook(lib.HOOK_MEM_WRITE_PROT, entry["refuse"], span=(0, engine.memory_size - 1))
+
+    def _install_python(self, timed: bool) -> None:
+        engine = self._engine
+
+        def on_interrupt(_uc: int, vector: int) -> None:
+            core = engine.running
+            d = core.d
+            d[reg.OLD_EXCEPTION] = _NO_EXCEPTION
+            try:
+                core.handler.exception(core, vector, d[reg.ERROR_CODE], d[reg.EXCEPTION_IS_INT] != 0)
+            except BaseException as failure:  # noqa: BLE001
+                engine.failed(failure)
+
+        def on_syscall() -> None:
+            core = engine.running
+            q = core.q
+            try:
+                q[reg.RIP] = q[reg.RIP] + _SYSCALL_SIZE & _U64
+                core.handler.syscall(core)
+                # the emulated instruction still adds its size to whatever RIP holds
+                q[reg.RIP] = q[reg.RIP] - _SYSCALL_SIZE & _U64
+            except BaseException as failure:  # noqa: BLE001
+                engine.failed(failure)
+
+        def on_invalid() -> bool:
+            core = engine.running
+            core.d[reg.OLD_EXCEPTION] = _NO_EXCEPTION
+            try:
+                core.handler.exception(core, reg.VECTOR_UD, 0, False)
+            except BaseException as failure:  # noqa: BLE001
+                engine.failed(failure)
+            return True
+
+        def on_cpuid() -> int:
+            core = engine.running
+            try:
+                core.handler.cpuid(core)
+            except BaseException as failure:  # noqa: BLE001
+                engine.failed(failure)
+            return 1
+
+        def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+            if not timed:
+                return function
+
+            def measured(*arguments: Any) -> Any:
+                begin = perf_counter_ns()
+                result = function(*arguments)
+                engine.callback_ns += perf_counter_ns() - begin
+                return result
+
+            return measured
+
+        for kind, prototype, function, instruction in (
+            (lib.HOOK_INTR, _OnInterrupt, on_interrupt, ()),
+            (lib.HOOK_INSN_INVALID, _OnInvalid, on_invalid, ()),
+            (lib.HOOK_INSN, _OnSyscall, on_syscall, (lib.INS_SYSCALL,)),
+            (lib.HOOK_INSN, _OnCpuid, on_cpuid, (lib.INS_CPUID,)),
+        ):
+            callback = prototype(kept(function))
+            self._python.append((callback, self._hook(kind, callback, *instruction)))

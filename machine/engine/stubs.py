@@ -1,0 +1,105 @@
+"""Native stubs: assembled by Keystone when the first machine is built, shared by all machines of the process."""
+
+from __future__ import annotations
+
+import ctypes as C
+import mmap
+import re
+from importlib.resources import files
+
+from .. import registers as reg
+from .layout import MMU_MODES, TLB_NOTDIRTY, TSC_UNITS, UNIT_NS, CellWord, Layout, SharedWord
+from .library import Library
+
+NAMES = (
+    "check",
+    "hash_check",
+    "block_hook",
+    "rdtsc",
+    "rdtscp",
+    "port",
+    "refuse",
+    "protect",
+    "unprotect",
+    "set_dirty",
+    "set_page",
+    "time_of_day",
+    "switch_bank",
+)
+_ENTRY_STRIDE = 16
+_TIME_CELL_WORDS = 3
+
+
+class Stubs:
+    """Executable memory with the stubs. `entry[name]` is the address to call."""
+
+    def __init__(self, library: Library, layout: Layout) -> None:
+        self._time_cell = mmap.mmap(-1, mmap.PAGESIZE)
+        self.time = memoryview(self._time_cell).cast("Q")[:_TIME_CELL_WORDS]
+        code = _assemble(library, layout, _address(self._time_cell))
+        room = -(-len(code) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._code = mmap.mmap(-1, room, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._code[: len(code)] = code
+        base = _address(self._code)
+        self.entry = {name: _body(base + _ENTRY_STRIDE * i) for i, name in enumerate(NAMES)}
+        self.size = len(code)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return C.addressof(C.c_char.from_buffer(memory))
+
+
+def _body(jump: int) -> int:
+    """Where the entry jump at this address leads."""
+    code = C.string_at(jump, 5)
+    if code[0] == 0xEB:
+        return jump + 2 + int.from_bytes(code[1:2], "little", signed=True)
+    assert code[0] == 0xE9
+    return jump + 5 + int.from_bytes(code[1:5], "little", signed=True)
+
+
+def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
+    from keystone import KS_ARCH_X86, KS_MODE_64, Ks
+
+    libc = C.CDLL(None)
+    values = {
+        "ENV_ICOUNT": layout.env - layout.icount,
+        "ENV_OPAQUE": layout.env - layout.opaque,
+        "UC_EMU_STOP": library.address("uc_emu_stop"),
+        "CHECK_EXIT_REQUEST": library.address("helper_check_exit_request_x86_64"),
+        "TB_LOOKUP": library.address("tcg_tb_lookup_x86_64"),
+        "RAISE_EXCEPTION_ERR": library.address("raise_exception_err_x86_64"),
+        "TLB_PROTECT_CODE": library.address("tlb_protect_code_x86_64"),
+        "TLB_RESET_DIRTY": library.address("tlb_reset_dirty_x86_64"),
+        "TLB_SET_DIRTY": library.address("tlb_set_dirty_x86_64"),
+        "TLB_SET_PAGE": library.address("tlb_set_page_with_attrs_x86_64"),
+        "GETTIMEOFDAY": C.cast(libc.gettimeofday, C.c_void_p).value or 0,
+        "TIME_CELL": time_cell,
+        "TB_HEADER": layout.tb_header,
+        "TB_CODE": layout.tb_code,
+        "TCG_CONTEXT": layout.tcg_context,
+        "CPU_SLOT": layout.cpu_slot,
+        "ICOUNT": layout.icount,
+        "OPAQUE": layout.opaque,
+        "ENV": layout.env,
+        "TSC_AUX": reg.TSC_AUX * 8,
+        "UNIT_NS": UNIT_NS,
+        "TSC_UNITS": TSC_UNITS,
+        "MMU_MODES": MMU_MODES,
+        "NOTDIRTY": TLB_NOTDIRTY,
+        "TLB_FAST": layout.tlb_fast,
+        "TLB_DESC": layout.tlb_desc,
+        "TLB_DESC_SIZE": layout.tlb_desc_size,
+        "TLB_DESC_WORDS": layout.tlb_desc_size // 8,
+        "TLB_DIRTY": layout.tlb,
+        "BANK_TAG": layout.bank_tag,
+        "CR3": layout.cr3,
+    }
+    for words in (CellWord, SharedWord):
+        values |= {name: 8 * number for name, number in vars(words).items() if name.isupper()}
+    source = files(__package__).joinpath("stubs.s").read_text(encoding="ascii")
+    source = re.sub(r"#.*", "", source)
+    source = re.sub(r"\{(\w+)\}", lambda match: hex(values[match[1]]), source)
+    entries = "".join(f"jmp {name}\n.balign {_ENTRY_STRIDE}\n" for name in NAMES)
+    encoded, _ = Ks(KS_ARCH_X86, KS_MODE_64).asm(entries + source, 0, as_bytes=True)
+    return bytes(encoded)

@@ -1,0 +1,334 @@
+# Native stubs, Intel syntax, position independent. {NAME} is filled in by stubs.py.
+# Each runs as a C function: rdi rsi rdx rcx r8 r9 in, rax out, caller-saved registers free.
+# Where the CPUState's opaque pointer is NULL the state is not ours: behave as the original.
+
+# Block entry, in place of helper_check_exit_request(uc, from_memory_access). rbp is env in translated code.
+# Takes one unit from the budget; at 0 (or on an exit request, high half negative) the block does not run.
+check:
+    sub dword ptr [rbp - {ENV_ICOUNT}], 1
+    js check_end
+    ret
+check_end:
+    add dword ptr [rbp - {ENV_ICOUNT}], 1
+    cmp dword ptr [rbp - {ENV_ICOUNT}], 0
+    jne check_leave
+    push rdi
+    movabs rax, {UC_EMU_STOP}
+    call rax
+    pop rdi
+check_leave:
+    xor esi, esi
+    movabs rax, {CHECK_EXIT_REQUEST}
+    jmp rax
+
+# The same, folding (core, pc) of every block that runs into the machine's hash. The TranslationBlock lies in front of its
+# code, which starts on a cache line and calls this stub within that line; its tc.ptr proves the guess.
+    .balign 16
+hash_check:
+    sub dword ptr [rbp - {ENV_ICOUNT}], 1
+    js check_end
+    mov r8, [rbp - {ENV_OPAQUE}]
+    mov r9, [r8 + {SHARED}]
+    mov rax, [rsp]
+    and rax, -64
+    lea rcx, [rax - {TB_HEADER}]
+    cmp [rcx + {TB_CODE}], rax
+    jne hash_search
+hash_fold:
+    mov rdx, [rcx]
+    xor rdx, [r8 + {KEY}]
+    xor rdx, [r9 + {HASH}]
+    movabs rcx, 0x9e3779b97f4a7c15
+    imul rdx, rcx
+    mov rcx, rdx
+    shr rcx, 29
+    xor rdx, rcx
+    mov [r9 + {HASH}], rdx
+    ret
+hash_search:
+    inc qword ptr [r9 + {LOOKUPS}]
+    mov rsi, [rsp]
+    push r8
+    push r9
+    sub rsp, 8
+    mov rdi, [rdi + {TCG_CONTEXT}]
+    movabs rax, {TB_LOOKUP}
+    call rax
+    mov rcx, rax
+    add rsp, 8
+    pop r9
+    pop r8
+    jmp hash_fold
+
+# BLOCK hook (uc, pc, size, data) of the degraded mode: the same budget, without interposition. It runs in front of the exit
+# check of the block, so an exit request pending here (high half negative) means that the block will not run.
+    .balign 16
+block_hook:
+    mov r8, [rdi + {CPU_SLOT}]
+    sub dword ptr [r8 + {ICOUNT}], 1
+    js block_end
+    mov r8, [r8 + {OPAQUE}]
+    mov r9, [r8 + {SHARED}]
+    xor rsi, [r8 + {KEY}]
+    xor rsi, [r9 + {HASH}]
+    movabs rcx, 0x9e3779b97f4a7c15
+    imul rsi, rcx
+    mov rcx, rsi
+    shr rcx, 29
+    xor rsi, rcx
+    mov [r9 + {HASH}], rsi
+    ret
+block_end:
+    add dword ptr [r8 + {ICOUNT}], 1
+    cmp dword ptr [r8 + {ICOUNT}], 0
+    jne block_pending
+    movabs rax, {UC_EMU_STOP}
+    jmp rax
+block_pending:
+    ret
+
+# RDTSC hook (uc, data): edx:eax = base + units used * 10, then take the cost from the budget; what the budget
+# does not hold goes to the base. Returns 1: the instruction is done.
+    .balign 16
+rdtsc:
+    mov r8, [rdi + {CPU_SLOT}]
+    mov r9, [r8 + {OPAQUE}]
+    movzx eax, word ptr [r8 + {ICOUNT}]
+    mov rdx, [r9 + {CHUNK}]
+    sub rdx, rax
+    imul rdx, rdx, {UNIT_NS}
+    add rdx, [r9 + {BASE}]
+    mov ecx, edx
+    mov [r8 + {ENV}], rcx
+    shr rdx, 32
+    mov [r8 + {ENV} + 16], rdx
+    inc qword ptr [r9 + {TSC_READS}]
+    mov ecx, {TSC_UNITS}
+    cmp eax, ecx
+    cmovb ecx, eax
+    sub word ptr [r8 + {ICOUNT}], cx
+    add [r9 + {CHARGED}], rcx
+    mov eax, {TSC_UNITS}
+    sub eax, ecx
+    imul eax, eax, {UNIT_NS}
+    add [r9 + {BASE}], rax
+    mov eax, 1
+    ret
+
+# RDTSCP hook: the same, and ecx = TSC_AUX.
+    .balign 16
+rdtscp:
+    mov r8, [rdi + {CPU_SLOT}]
+    mov ecx, [r8 + {ENV} + {TSC_AUX}]
+    mov [r8 + {ENV} + 8], rcx
+    jmp rdtsc
+
+# IN hook (uc, port, size, data) and OUT hook (uc, port, size, value, data): #GP(0) at the instruction.
+    .balign 16
+port:
+    mov rdi, [rdi + {CPU_SLOT}]
+    add rdi, {ENV}
+    mov esi, 13
+    xor edx, edx
+    movabs rax, {RAISE_EXCEPTION_ERR}
+    jmp rax
+
+# MEM_WRITE_PROT hook of the degraded mode: never allowed. Its presence alone keeps every store entry slow.
+    .balign 16
+refuse:
+    xor eax, eax
+    ret
+
+# tlb_protect_code(uc, ram address): the frame holds code from now on; every core's entries for it become slow.
+    .balign 16
+protect:
+    mov rax, [rdi + {CPU_SLOT}]
+    mov rax, [rax + {OPAQUE}]
+    test rax, rax
+    jz protect_original
+    mov rax, [rax + {SHARED}]
+    cmp qword ptr [rax + {COHERENT}], 0
+    jne protect_ours
+protect_original:
+    movabs rax, {TLB_PROTECT_CODE}
+    jmp rax
+protect_ours:
+    push rbx
+    push rbp
+    push r12
+    mov rbx, rax
+    mov rax, rsi
+    shr rax, 12
+    inc qword ptr [rbx + {PROTECTED}]
+    cmp rax, [rbx + {FRAMES}]
+    jae protect_entries
+    mov rcx, [rbx + {CODE}]
+    mov byte ptr [rcx + rax], 1
+protect_entries:
+    mov r12, rsi
+    and r12, -4096
+    add r12, [rbx + {RAM}]
+    xor ebp, ebp
+protect_next:
+    cmp rbp, [rbx + {CPUS}]
+    jae protect_done
+    mov rdi, [rbx + rbp * 8 + {FIRST_CPU}]
+    mov rsi, r12
+    mov edx, 4096
+    movabs rax, {TLB_RESET_DIRTY}
+    call rax
+    inc rbp
+    jmp protect_next
+protect_done:
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+
+# tlb_unprotect_code(uc, ram address): the last block of the frame is gone. The original does nothing.
+    .balign 16
+unprotect:
+    mov rcx, [rdi + {CPU_SLOT}]
+    mov rcx, [rcx + {OPAQUE}]
+    test rcx, rcx
+    jz unprotect_done
+    mov rcx, [rcx + {SHARED}]
+    shr rsi, 12
+    cmp rsi, [rcx + {FRAMES}]
+    jae unprotect_done
+    mov rcx, [rcx + {CODE}]
+    mov byte ptr [rcx + rsi], 0
+unprotect_done:
+    ret
+
+# tlb_set_dirty(cpu, va): after a slow store. An entry becomes fast only when its own frame holds no code.
+    .balign 16
+set_dirty:
+    mov r11, [rdi + {OPAQUE}]
+    test r11, r11
+    jz set_dirty_original
+    mov r11, [r11 + {SHARED}]
+    cmp qword ptr [r11 + {COHERENT}], 0
+    jne set_dirty_ours
+set_dirty_original:
+    movabs rax, {TLB_SET_DIRTY}
+    jmp rax
+set_dirty_ours:
+    inc qword ptr [r11 + {SLOW_STORES}]
+    and rsi, -4096
+    lea rdx, [rdi + {TLB_FAST}]
+    lea r8, [rdx + 16 * {MMU_MODES}]
+    mov r10, rsi
+    or r10, {NOTDIRTY}
+set_dirty_mode:
+    mov rax, rsi
+    shr rax, 6
+    and rax, [rdx]
+    add rax, [rdx + 8]
+    cmp [rax + 8], r10
+    jne set_dirty_next
+    mov rcx, [rax + 24]
+    shr rcx, 12
+    cmp rcx, [r11 + {FRAMES}]
+    jae set_dirty_fast
+    mov r9, [r11 + {CODE}]
+    cmp byte ptr [r9 + rcx], 0
+    jne set_dirty_keep
+set_dirty_fast:
+    mov [rax + 8], rsi
+    jmp set_dirty_next
+set_dirty_keep:
+    inc qword ptr [r11 + {KEPT_SLOW}]
+set_dirty_next:
+    add rdx, 16
+    cmp rdx, r8
+    jb set_dirty_mode
+    ret
+
+# tlb_set_page_with_attrs(cpu, va, pa, attrs, prot, mmu_idx, size): afterwards drop the mark of a frame without code.
+    .balign 16
+set_page:
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push qword ptr [rsp + 40]
+    mov rbx, rdi
+    mov rbp, rsi
+    mov r12d, r9d
+    movabs rax, {TLB_SET_PAGE}
+    call rax
+    add rsp, 8
+    mov r11, [rbx + {OPAQUE}]
+    test r11, r11
+    jz set_page_done
+    mov r11, [r11 + {SHARED}]
+    inc qword ptr [r11 + {FILLS}]
+    cmp qword ptr [r11 + {EAGER}], 0
+    je set_page_done
+    and rbp, -4096
+    shl r12, 4
+    lea rdx, [rbx + r12 + {TLB_FAST}]
+    mov rax, rbp
+    shr rax, 6
+    and rax, [rdx]
+    add rax, [rdx + 8]
+    mov r10, rbp
+    or r10, {NOTDIRTY}
+    cmp [rax + 8], r10
+    jne set_page_done
+    mov rcx, [rax + 24]
+    shr rcx, 12
+    cmp rcx, [r11 + {FRAMES}]
+    jae set_page_fast
+    mov r9, [r11 + {CODE}]
+    cmp byte ptr [r9 + rcx], 0
+    jne set_page_done
+set_page_fast:
+    mov [rax + 8], rbp
+set_page_done:
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+
+# gettimeofday(tv, tz): virtual time while a machine is open (cell: open count, seconds, microseconds).
+    .balign 16
+time_of_day:
+    movabs rax, {TIME_CELL}
+    cmp qword ptr [rax], 0
+    jne time_virtual
+    movabs rax, {GETTIMEOFDAY}
+    jmp rax
+time_virtual:
+    mov rcx, [rax + 8]
+    mov [rdi], rcx
+    mov rcx, [rax + 16]
+    mov [rdi + 8], rcx
+    xor eax, eax
+    ret
+
+# switch_bank(cpu, cr3, tag): exchange the parked and the user TLB, take the new root; nothing is flushed, because the
+# tag is part of every block's key and the jump cache compares it. All banks count as dirty for later flushes.
+    .balign 16
+switch_bank:
+    lea r8, [rdi + {TLB_DESC}]
+    mov ecx, {TLB_DESC_WORDS}
+switch_bank_word:
+    mov rax, [r8]
+    mov r9, [r8 + {TLB_DESC_SIZE}]
+    mov [r8], r9
+    mov [r8 + {TLB_DESC_SIZE}], rax
+    add r8, 8
+    dec ecx
+    jnz switch_bank_word
+    lea r8, [rdi + {TLB_FAST}]
+    movups xmm0, [r8]
+    movups xmm1, [r8 + 16]
+    movups [r8], xmm1
+    movups [r8 + 16], xmm0
+    or word ptr [rdi + {TLB_DIRTY}], 7
+    mov [rdi + {BANK_TAG}], rdx
+    mov [rdi + {ENV} + {CR3}], rsi
+    ret

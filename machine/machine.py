@@ -1,0 +1,320 @@
+"""Machine: puts the parts together and owns the run loop. No policy."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from time import monotonic, perf_counter_ns
+from types import FrameType
+
+from .clock import Clock
+from .core import Core, TrapHandler
+from .engine import Engine, EngineOptions, SharedWord
+from .memory import MachineMemory
+from .topology import Topology
+
+DEFAULT_QUANTUM_NS = 200_000  # how far one core may run ahead of another
+MAX_SLICE_NS = 10_000_000  # between two looks at `until`, the wall clock and SIGINT
+SIXTEEN_MIB = 16 << 20
+
+
+class RunEnd(Enum):
+    """Why `Machine.run` returned."""
+
+    CONDITION = "until() was true"
+    DEADLINE = "the virtual deadline was reached"
+    WALL = "the wall-clock limit was reached"
+    IDLE = "nothing is runnable and no event is pending: nothing will ever change"
+    HALTED = "halt() was called"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """`memory` in bytes; `epoch`: wall-clock ns at virtual time 0; `hash_blocks`: hash every block that runs."""
+
+    topology: Topology = field(default_factory=Topology)
+    memory: int = SIXTEEN_MIB
+    seed: int = 0
+    epoch: int = 0
+    hash_blocks: bool = False
+    quantum_ns: int = DEFAULT_QUANTUM_NS
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums since the machine was built; per-core tuples are indexed by core. The ns are host time, for reports only."""
+
+    blocks: tuple[int, ...]
+    tsc_reads: tuple[int, ...]
+    flushes: tuple[int, ...]
+    page_flushes: tuple[int, ...]
+    bank_switches: tuple[int, ...]
+    slices: int
+    switches: int
+    events: int
+    tlb_fills: int
+    slow_stores: int
+    kept_slow: int
+    code_frames: int
+    run_ns: int
+    slice_ns: int
+    callback_ns: int
+
+
+class Unhandled:
+    """The handler of a core nobody has taken: nothing to run, every trap is an error."""
+
+    def dispatch(self, core: Core) -> int | None:
+        """Idle."""
+        return None
+
+    def syscall(self, core: Core) -> None:
+        """Nobody asked for it."""
+        raise RuntimeError(f"core {core.index}: syscall without a handler")
+
+    def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
+        """Nobody asked for it."""
+        raise RuntimeError(f"core {core.index}: vector {vector}, error {error:#x}, without a handler")
+
+    def cpuid(self, core: Core) -> None:
+        """Nobody asked for it."""
+        raise RuntimeError(f"core {core.index}: cpuid without a handler")
+
+
+class Machine:
+    """`memory`, `cores`, `clock`, `random` (seeded). Usable as a context manager; `close()` gives the engine back.
+
+    `degraded`: empty, or why the engine runs slower than it could. `profile`: keep host times in the counters.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.memory = MachineMemory(config.memory)
+        self.clock = Clock(config.epoch)
+        self.random = random.Random(config.seed)
+        self._engine = Engine(
+            (self.memory.address, self.memory.size),
+            self.memory.code_address,
+            config.topology.cpus,
+            config.engine,
+            config.hash_blocks,
+        )
+        self.degraded = self._engine.degraded
+        self.memory.connect(self._engine.invalidate, every_write=not self._engine.lean)
+        nobody: TrapHandler = Unhandled()
+        self.cores = tuple(Core(self._engine, cpu, i, nobody) for i, cpu in enumerate(self._engine.cpus))
+        self._running: Core | None = None
+        self._last: Core | None = None
+        self._halted = False
+        self._interrupted = False
+        self._profile = False
+        self._slices = self._switches = self._run_ns = self._slice_ns = 0
+        self._closed = False
+        self.clock.earlier = self._earlier
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- running
+
+    def run(
+        self,
+        until: Callable[[], bool] | None = None,
+        deadline_ns: int | None = None,
+        wall_s: float | None = None,
+    ) -> RunEnd:
+        """Run until something ends it. `until` and the wall clock are looked at between slices, out of the guest's sight.
+
+        SIGINT ends the slice and is raised here as KeyboardInterrupt, between two slices: the machine stays whole. An
+        exception of a handler is raised here too.
+        """
+        if self._closed:
+            raise RuntimeError("the machine is closed")
+        if self._running is not None:
+            raise RuntimeError("the machine is running")
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        begin = perf_counter_ns() if self._profile else 0
+        self._interrupted = self._halted = False
+        if ours:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            with self._engine.translating():
+                return self._loop(until, deadline_ns, None if wall_s is None else monotonic() + wall_s)
+        finally:
+            self._running = None
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if begin:
+                self._run_ns += perf_counter_ns() - begin
+
+    def _loop(self, until: Callable[[], bool] | None, deadline: int | None, wall: float | None) -> RunEnd:
+        clock, engine, cores = self.clock, self._engine, self.cores
+        while True:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            if self._halted:
+                return RunEnd.HALTED
+            if until is not None and until():
+                return RunEnd.CONDITION
+            if wall is not None and monotonic() >= wall:
+                return RunEnd.WALL
+            core, others = self._furthest_behind()
+            due = clock.next()
+            if core is None:
+                if due is None:
+                    return RunEnd.IDLE
+                if deadline is not None and due > deadline:
+                    clock.advance(deadline)
+                    return RunEnd.DEADLINE
+                engine.time(due)
+                clock.advance(due)
+                continue
+            now = core.now()
+            if deadline is not None and now >= deadline:
+                clock.advance(deadline)
+                return RunEnd.DEADLINE
+            engine.time(now)
+            if now > clock.now or (due is not None and due <= now):
+                clock.advance(now)
+                if due is not None and due <= now:
+                    continue  # what fired may have woken a core that is further behind
+            granted = core.handler.dispatch(core)
+            if granted is None:
+                core.idle = True
+                continue
+            if self._halted:
+                continue
+            end = core.now() + (granted if granted < MAX_SLICE_NS else MAX_SLICE_NS)
+            due = clock.next()
+            if due is not None and due < end:
+                end = due
+            if deadline is not None and deadline < end:
+                end = deadline
+            if len(cores) > 1:
+                others = self._second(core)
+                if others is not None and others + self.config.quantum_ns < end:
+                    end = others + self.config.quantum_ns
+            self._slice(core, end)
+            if engine.failure is not None:
+                failure, engine.failure = engine.failure, None
+                raise failure
+
+    def _slice(self, core: Core, end: int) -> None:
+        if core is not self._last:
+            self._last = core
+            self._switches += 1
+        self._slices += 1
+        self._running = core
+        try:
+            if self._profile:
+                begin = perf_counter_ns()
+                core.run(end)
+                self._slice_ns += perf_counter_ns() - begin
+            else:
+                core.run(end)
+        finally:
+            self._running = None
+
+    def _furthest_behind(self) -> tuple[Core | None, int | None]:
+        best: Core | None = None
+        first = 0
+        for core in self.cores:
+            if not core.idle:
+                now = core.now()
+                if best is None or now < first:
+                    best, first = core, now
+        return best, None
+
+    def _second(self, chosen: Core) -> int | None:
+        least: int | None = None
+        for core in self.cores:
+            if core is not chosen and not core.idle:
+                now = core.now()
+                if least is None or now < least:
+                    least = now
+        return least
+
+    def _earlier(self, when: int) -> None:
+        if self._running is not None:
+            self._running.limit(when)
+
+    def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt  # asked twice: whoever handles the first one does not return
+        self._interrupted = True
+        if self._running is not None:
+            self._running.stop()
+
+    def wake(self, core: Core, at_ns: int) -> None:
+        """An idle core has work from this time on. Harmless when it is not idle."""
+        if not core.idle:
+            return
+        core.idle = False
+        core.advance(at_ns)
+        running = self._running
+        if running is not None:
+            running.limit(max(core.now(), running.now()) + self.config.quantum_ns)
+
+    def halt(self) -> None:
+        """End `run` before the next slice, and the running slice now."""
+        self._halted = True
+        if self._running is not None:
+            self._running.stop()
+
+    # -- looking
+
+    @property
+    def block_hash(self) -> int | None:
+        """Hash of (core, address) of every executed block in order; None without `hash_blocks`."""
+        return int(self._engine.shared[SharedWord.HASH]) if self.config.hash_blocks else None
+
+    @property
+    def profile(self) -> bool:
+        """Whether host times are kept."""
+        return self._profile
+
+    @profile.setter
+    def profile(self, on: bool) -> None:
+        if on != self._profile:
+            self._profile = on
+            self._engine.hooks.profile(on)
+
+    @property
+    def counters(self) -> Counters:
+        """The counters as they are now."""
+        cores, shared = self.cores, self._engine.shared
+        return Counters(
+            blocks=tuple(core.blocks for core in cores),
+            tsc_reads=tuple(core.tsc_reads for core in cores),
+            flushes=tuple(core.flushes for core in cores),
+            page_flushes=tuple(core.page_flushes for core in cores),
+            bank_switches=tuple(core.bank_switches for core in cores),
+            slices=self._slices,
+            switches=self._switches,
+            events=self.clock.fired,
+            tlb_fills=shared[SharedWord.FILLS],
+            slow_stores=shared[SharedWord.SLOW_STORES],
+            kept_slow=shared[SharedWord.KEPT_SLOW],
+            code_frames=shared[SharedWord.PROTECTED],
+            run_ns=self._run_ns,
+            slice_ns=self._slice_ns,
+            callback_ns=self._engine.callback_ns,
+        )
+
+    def close(self) -> None:
+        """Give the engine back. Memory and registers stay readable."""
+        if not self._closed:
+            self._closed = True
+            self.memory.disconnect()
+            self._engine.close()
