@@ -21,7 +21,7 @@ class PageMemory:
         self.d = memoryview(self.raw).cast("I").toreadonly()
 
     def write(self, paddr: int, data: bytes | memoryview) -> None:
-        assert PAGE <= paddr
+        assert paddr >= PAGE
         assert paddr + len(data) <= 2 * PAGE
         self.raw[paddr : paddr + len(data)] = data
 

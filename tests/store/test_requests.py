@@ -14,8 +14,8 @@ from tests.store.guest import Guest
 
 OK = b"OK\0"
 HOME = "/local/domain/1"
-BOOT = boot.Boot(domid=1, name="one", vcpus=2, memory_kib=65536, maximum_kib=131072, store_frame=77, store_port=1,
-                 console_frame=78, console_port=2)
+BOOT = boot.Boot(domid=1, name="one", vcpus=2, memory_kib=65536, maximum_kib=131072, store_frame=77,
+                 store_port=1, console_frame=78, console_port=2)
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def test_a_guest_writes_only_what_it_may(guest: Guest) -> None:
     assert guest.write("data/mine", b"x\0y") == OK
     assert guest.read("data/mine") == b"x\0y"
     assert guest.write("control/shutdown", b"") == OK
-    for path in ("name", "memory/target", "new", "device/vbd/1", "/other", "/tool/x", "/local/domain/0/x", "/"):
+    for path in ("name", "memory/target", "new", "device/vbd/1", "/other", "/tool/x", "/local/domain/0/x",
+                 "/"):
         assert guest.write(path, b"1") == "EACCES", path
         assert guest.remove(path) == "EACCES", path
         assert guest.ask(xs.XS_MKDIR, encode(path)) == "EACCES", path
@@ -197,7 +198,8 @@ def test_node_quotas(store: Store, guest: Guest) -> None:
     assert guest.read("data/bigger") == "ENOENT"
     made = guest.connection.account.nodes
     for index in range(1000 - made):
-        assert guest.write(f"data/d{index // 50}/{index}" if index % 50 else f"data/d{index // 50}", b"") == OK
+        group = f"data/d{index // 50}"
+        assert guest.write(f"{group}/{index}" if index % 50 else group, b"") == OK
     assert guest.write("data/more", b"") == "ENOSPC"
     assert guest.write("data/d0/more/and/more", b"") == "ENOSPC"
     assert guest.connection.account.nodes == 1000
@@ -291,7 +293,8 @@ def test_special_watches(store: Store, guest: Guest) -> None:
     store.domain_stopped(other.connection.domid)
     store.remove_domain(other.connection.domid)
     Guest(store, 3)
-    assert heard == ["@releaseDomain", "@introduceDomain", "@releaseDomain", "@releaseDomain", "@introduceDomain"]
+    gone, came = "@releaseDomain", "@introduceDomain"
+    assert heard == [gone, came, gone, gone, came]
     assert guest.events() == []
 
 
