@@ -1,0 +1,213 @@
+"""Free frames, and who gets them.
+
+Free runs are kept sorted and merged, so that an aligned run of any order is found whenever one exists. A frame that
+comes back is cleared before it is given out again, and no core keeps an old owner's translation of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from firmware.memory.frames import (
+    ALLOCATED,
+    DIRTY,
+    NO_OWNER,
+    NONE,
+    ONE,
+    VALIDATED,
+    WRITABLE,
+    XEN_HEAP,
+    FrameTable,
+)
+from firmware.memory.m2p import INVALID
+from firmware.memory.owner import DOMID_IO, DOMID_XEN, MachineMemory, MemoryOwner
+
+if TYPE_CHECKING:
+    from firmware.memory.m2p import MachineToPhys
+    from firmware.memory.shootdown import Shootdown
+
+LOW_FRAMES = 0x100
+"""The first MiB of a PC is not memory to Xen: device space, owned by DOMID_IO."""
+
+
+class FrameHeap:
+    """The frames nobody owns."""
+
+    __slots__ = ("_ends", "_frames", "_memory", "_shootdown", "_starts", "free", "m2p", "total", "xen")
+
+    def __init__(self, memory: MachineMemory, frames: FrameTable, shootdown: Shootdown, first_free: int) -> None:
+        self._memory = memory
+        self._frames = frames
+        self._shootdown = shootdown
+        self._starts = [first_free]
+        self._ends = [frames.size]
+        self.free = frames.size - first_free
+        self.total = frames.size
+        self.xen = 0
+        self.m2p: MachineToPhys | None = None
+        low = min(LOW_FRAMES, first_free)
+        frames.owner_array[:low] = DOMID_IO + 1
+        frames.count_array[:low] = ONE | ALLOCATED
+        frames.owner_array[low:first_free] = DOMID_XEN + 1
+        frames.count_array[low:first_free] = ONE | ALLOCATED | XEN_HEAP
+        self.xen = first_free
+
+    def run(self, count: int, align: int = 1) -> int | None:
+        """Take `count` neighbouring free frames, the first a multiple of `align`; None when there is no such run."""
+        starts, ends = self._starts, self._ends
+        for index in range(len(starts)):
+            start = starts[index]
+            first = (start + align - 1) // align * align
+            end = ends[index]
+            if first + count <= end:
+                self._cut(index, first, first + count)
+                return first
+        return None
+
+    def allocate(self, owner: MemoryOwner, count: int) -> list[int]:
+        """Give `owner` `count` cleared frames, neighbours where possible; MemoryError when there are not so many.
+
+        The owner's allowance is not looked at here: see `assign`.
+        """
+        if count > self.free:
+            raise MemoryError(f"{count} frames wanted, {self.free} are free")
+        taken: list[int] = []
+        while len(taken) < count:
+            index = self._largest(count - len(taken))
+            start = self._starts[index]
+            end = min(self._ends[index], start + count - len(taken))
+            self._cut(index, start, end)
+            self.assign(owner, start, end - start)
+            taken.extend(range(start, end))
+        return taken
+
+    def assign(self, owner: MemoryOwner, first: int, count: int) -> None:
+        """Make `count` frames taken with `run` the owner's, cleared, one reference each (its own)."""
+        self._clean(first, count)
+        frames = self._frames
+        if count == 1:
+            frames.types[first] = NONE
+            frames.owners[first] = owner.tag
+            frames.counts[first] = ONE | ALLOCATED
+        else:
+            frames.type_array[first:first + count] = NONE
+            frames.owner_array[first:first + count] = owner.tag
+            frames.count_array[first:first + count] = ONE | ALLOCATED
+        owner.pages += count
+
+    def xen_frame(self) -> int:
+        """One cleared frame for Xen itself; MemoryError when there is none."""
+        return self.xen_frames(1)
+
+    def xen_frames(self, count: int, align: int = 1) -> int:
+        """Neighbouring cleared frames for Xen itself; the first one's number. MemoryError when there is no such run."""
+        first = self.run(count, align)
+        if first is None:
+            raise MemoryError(f"no {count} neighbouring free frames")
+        self._clean(first, count)
+        frames = self._frames
+        frames.type_array[first:first + count] = NONE
+        frames.owner_array[first:first + count] = DOMID_XEN + 1
+        frames.count_array[first:first + count] = ONE | ALLOCATED | XEN_HEAP
+        self.xen += count
+        return first
+
+    def share_with(self, mfn: int, owner: MemoryOwner, *, writable: bool = True) -> None:
+        """Let `owner` map Xen's frame `mfn`: it counts as the owner's, and its type never changes."""
+        frames = self._frames
+        frames.owners[mfn] = owner.tag
+        frames.counts[mfn] = ONE | ALLOCATED | XEN_HEAP
+        frames.types[mfn] = (ONE | VALIDATED | WRITABLE) if writable else (ONE | VALIDATED | NONE)
+        owner.xen_pages += 1
+
+    def release_xen(self, mfn: int) -> None:
+        """Give back a frame of `xen_frame`; nothing may refer to it any more."""
+        self._frames.stamps[mfn] = self._shootdown.clock
+        self.xen -= 1
+        self._put_back(mfn, 1)
+
+    def release(self, mfn: int) -> None:
+        """Frame `mfn` lost its last reference: back to the heap, or, for a shared frame of Xen's, back to Xen."""
+        frames = self._frames
+        if frames.counts[mfn] & XEN_HEAP:
+            frames.owners[mfn] = DOMID_XEN + 1
+            frames.counts[mfn] = ONE | ALLOCATED | XEN_HEAP
+            frames.types[mfn] = NONE
+            return
+        frames.stamps[mfn] = self._shootdown.clock
+        if self.m2p is not None:
+            self.m2p.set(mfn, INVALID)
+        self._put_back(mfn, 1)
+
+    def give_back(self, first: int, count: int) -> None:
+        """Return frames taken with `run` that were never assigned."""
+        self._put_back(first, count, touched=False)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The free runs, as (first, past the last)."""
+        return list(zip(self._starts, self._ends, strict=True))
+
+    def _clean(self, first: int, count: int) -> None:
+        frames = self._frames
+        if count == 1:
+            if frames.counts[first] & DIRTY:
+                self._shootdown.everyone(frames.stamps[first])
+                self._memory.fill(first << 12, 4096)
+            return
+        dirty = np.flatnonzero(frames.count_array[first:first + count] & np.uint64(DIRTY))
+        if len(dirty):
+            self._shootdown.everyone(int(frames.stamp_array[first:first + count].max()))
+            for offset in dirty.tolist():
+                self._memory.fill((first + offset) << 12, 4096)
+
+    def _put_back(self, mfn: int, count: int, *, touched: bool = True) -> None:
+        frames = self._frames
+        if touched:
+            frames.types[mfn] = NONE
+            frames.owners[mfn] = NO_OWNER
+            frames.counts[mfn] = DIRTY
+        starts, ends = self._starts, self._ends
+        index = bisect_right(starts, mfn)
+        end = mfn + count
+        joins_left = index > 0 and ends[index - 1] == mfn
+        joins_right = index < len(starts) and starts[index] == end
+        if joins_left and joins_right:
+            ends[index - 1] = ends[index]
+            del starts[index], ends[index]
+        elif joins_left:
+            ends[index - 1] = end
+        elif joins_right:
+            starts[index] = mfn
+        else:
+            starts.insert(index, mfn)
+            ends.insert(index, end)
+        self.free += count
+
+    def _cut(self, index: int, first: int, end: int) -> None:
+        starts, ends = self._starts, self._ends
+        start, stop = starts[index], ends[index]
+        if start == first and stop == end:
+            del starts[index], ends[index]
+        elif start == first:
+            starts[index] = end
+        elif stop == end:
+            ends[index] = first
+        else:
+            ends[index] = first
+            starts.insert(index + 1, end)
+            ends.insert(index + 1, stop)
+        self.free -= end - first
+
+    def _largest(self, count: int) -> int:
+        starts, ends = self._starts, self._ends
+        best, size = 0, -1
+        for index in range(len(starts)):
+            length = ends[index] - starts[index]
+            if length >= count:
+                return index
+            if length > size:
+                best, size = index, length
+        return best

@@ -1,0 +1,116 @@
+"""What this floor needs of the things above and below it: owners of memory, vCPUs, domains, cores, machine memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from firmware.memory.guest import GuestSpace
+
+DOMID_IO: Final = 0x7FF1
+DOMID_XEN: Final = 0x7FF2
+"""Reserved domain ids (xen.h); here owners of frames, before any domain exists."""
+
+
+class MachineMemory(Protocol):
+    """Machine memory as `machine.memory` offers it: read-only views, and the one writer."""
+
+    size: int
+    frames: int
+    q: memoryview
+    d: memoryview
+    b: memoryview
+    words: Any
+
+    def write(self, paddr: int, data: bytes | memoryview) -> None: ...
+    def store64(self, paddr: int, value: int) -> None: ...
+    def store32(self, paddr: int, value: int) -> None: ...
+    def store8(self, paddr: int, value: int) -> None: ...
+    def fill(self, paddr: int, length: int, byte: int = 0) -> None: ...
+    def copy_frame(self, dst_mfn: int, src_mfn: int) -> None: ...
+    def read(self, paddr: int, length: int) -> bytes: ...
+
+
+class Core(Protocol):
+    """What this floor uses of a logical CPU."""
+
+    index: int
+
+    def load_root(self, paddr: int) -> None: ...
+    def flush_parked(self) -> None: ...
+    def flush(self) -> None: ...
+    def flush_page(self, va: int) -> None: ...
+    def enter_mapping(self, va: int, paddr: int, writable: bool) -> None: ...
+    def single_step(self, on: bool) -> None: ...
+    def save(self) -> bytes: ...
+    def load(self, state: bytes) -> None: ...
+
+
+class MemoryOwner:
+    """A domain as the owner of frames: its tag in the frame table, its allowance, and the cores it may have touched."""
+
+    __slots__ = ("claimed", "compat_entries", "cores", "dying", "generation", "id", "m2p_strict", "maximum", "pages",
+                 "perdomain_entry", "pv32", "tag", "vcpus", "xen_pages")
+
+    def __init__(self, domid: int, *, pv32: bool = False, maximum: int = 0, vcpus: int = 1) -> None:
+        self.id = domid
+        self.tag = domid + 1
+        self.pv32 = pv32
+        self.pages = 0
+        self.maximum = maximum
+        self.claimed = 0
+        self.xen_pages = 0
+        self.vcpus = vcpus
+        self.dying = False
+        self.cores: list[Core] = []
+        self.generation = 0
+        self.perdomain_entry = 0
+        self.compat_entries: tuple[tuple[int, int], ...] = ()
+        self.m2p_strict = False
+
+    def __repr__(self) -> str:
+        return f"MemoryOwner({self.id}, pages={self.pages}/{self.maximum})"
+
+
+class Domain(Protocol):
+    """A domain as the memory hypercalls see it."""
+
+    id: int
+    pv32: bool
+    vm_assist: int
+
+    @property
+    def memory(self) -> MemoryOwner: ...
+    @property
+    def vcpus(self) -> Sequence[VCpu | None]: ...
+
+
+class VCpu(Protocol):
+    """A vCPU as the memory hypercalls see it. Roots are frame numbers; a user root of 0 means none."""
+
+    id: int
+    in_kernel: bool
+    kernel_root: int
+    user_root: int
+    gdt_frames: list[int]
+    gdt_entries: int
+    ldt_base: int
+    ldt_entries: int
+
+    @property
+    def domain(self) -> Domain: ...
+    @property
+    def core(self) -> Core: ...
+    @property
+    def space(self) -> GuestSpace: ...
+    def load_ldt(self) -> None:
+        """Bring the core's LDTR in line with `ldt_entries` (the LDT lies at its fixed per-domain address)."""
+    def restart(self, *arguments: int) -> None:
+        """The current hypercall is to run again with these arguments (its registers, or its multicall entry)."""
+
+
+class Domains(Protocol):
+    """The domains of the machine, by id."""
+
+    def by_id(self, domid: int) -> Domain | None: ...

@@ -1,0 +1,372 @@
+"""Promotion and demotion of whole tables: every entry checked and its references taken, or dropped.
+
+The usual L1 table is done in bulk with numpy; whenever anything in it is out of the ordinary, the entries are gone
+through one by one in order, so that errors and what was changed before them are Xen's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from firmware.abi.errno import EINVAL
+from firmware.memory.frames import (
+    L1_TABLE,
+    L2_TABLE,
+    L3_TABLE,
+    L4_TABLE,
+    ONE,
+    PAE_XEN_L2,
+    SEGMENT_DESCRIPTORS,
+    TYPE_MASK,
+    VALID_MASK,
+    VALIDATED,
+    WRITABLE,
+)
+from firmware.memory.owner import MemoryOwner
+from firmware.memory.pte import (
+    ACCESSED,
+    ADDRESS,
+    COMPAT_L3_DISALLOWED,
+    GLOBAL,
+    GUEST_KERNEL,
+    L1_DISALLOWED,
+    PRESENT,
+    RW,
+    TABLE_DISALLOWED,
+    USER,
+    adjust_l1,
+    adjust_l2,
+    adjust_l3,
+    adjust_l4,
+)
+from firmware.memory.segment import checked
+from firmware.memory.xen_slots import COMPAT_FIRST_XEN_SLOT, FIRST_XEN_SLOT, LAST_XEN_SLOT
+
+if TYPE_CHECKING:
+    from firmware.memory.types import PageTypes
+
+ENTRIES: Final = 512
+BULK: Final = 48
+"""With fewer present entries than this a loop beats numpy."""
+LINEAR_LIMIT: Final = 32767
+"""The largest count of linear_pt_count, a signed short."""
+
+_ZERO: Final = np.uint64(0)
+_PRESENT: Final = np.uint64(PRESENT)
+_RW: Final = np.uint64(RW)
+_USER: Final = np.uint64(USER)
+_GLOBAL: Final = np.uint64(GLOBAL)
+_GUEST_KERNEL: Final = np.uint64(GUEST_KERNEL)
+_KERNEL_USER: Final = np.uint64(GUEST_KERNEL | USER)
+_ADDRESS: Final = np.uint64(ADDRESS)
+_PAGE_SHIFT: Final = np.uint64(12)
+_ONE: Final = np.uint64(ONE)
+_VALID: Final = np.uint64(VALID_MASK)
+_WRITABLE_VALIDATED: Final = np.uint64(WRITABLE | VALIDATED)
+_NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
+
+
+class Validator:
+    """Checks tables on behalf of `PageTypes`."""
+
+    __slots__ = ("_demoters", "_frames", "_memory", "_promoters", "_q", "_types", "_words")
+
+    def __init__(self, types: PageTypes) -> None:
+        self._types = types
+        self._memory = types.memory
+        self._frames = types.frames
+        self._q = types.memory.q
+        self._words = types.memory.words
+        self._promoters = {
+            L1_TABLE: self._promote_l1,
+            L2_TABLE: self._promote_l2,
+            L3_TABLE: self._promote_l3,
+            L4_TABLE: self._promote_l4,
+            SEGMENT_DESCRIPTORS: self._promote_descriptors,
+        }
+        self._demoters = {
+            L1_TABLE: self._demote_l1,
+            L2_TABLE: self._demote_l2,
+            L3_TABLE: self._demote_l3,
+            L4_TABLE: self._demote_l4,
+        }
+
+    def promote(self, mfn: int, kind: int) -> int:
+        """Check frame `mfn` for its new type and take all its references; 0, or a negative errno and none taken."""
+        owner = self._types.owner_of(mfn)
+        if owner is None:
+            return -EINVAL
+        return self._promoters[kind & TYPE_MASK](mfn, owner, kind)
+
+    def demote(self, mfn: int, word: int) -> None:
+        """Drop all references of a table of the type in its former type word `word`."""
+        owner = self._types.owner_of(mfn)
+        if owner is not None:
+            self._demoters[word & TYPE_MASK](mfn, owner, word)
+
+    # L1
+
+    def _promote_l1(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        start = mfn << 9
+        table = self._words[start:start + ENTRIES]
+        slots = (table & _PRESENT).nonzero()[0]
+        if len(slots) > BULK and self._bulk_l1(mfn, owner, table, slots):
+            return 0
+        return self._promote_l1_each(mfn, owner, slots.tolist())
+
+    def _bulk_l1(self, mfn: int, owner: MemoryOwner, table: np.ndarray, slots: np.ndarray) -> bool:
+        """Take all references of an ordinary table at once; False, and nothing done, when it is not ordinary."""
+        frames = self._frames
+        entries = table[slots]
+        if int(np.bitwise_or.reduce(entries)) & L1_DISALLOWED:
+            return False
+        targets = ((entries & _ADDRESS) >> _PAGE_SHIFT).view(np.int64)
+        if int(targets.max()) >= frames.size:
+            return False
+        if (frames.owner_array[targets] != owner.tag).any():
+            return False
+        written = targets[(entries & _RW) != _ZERO]
+        types = frames.type_array
+        if len(written):
+            words = types[written]
+            other = (words & _VALID) != _WRITABLE_VALIDATED
+            if other.any():
+                if (words[other] >= _ONE).any():
+                    return False
+                self._bulk_retype(owner, written[other])
+            np.add.at(types, written, _ONE)
+        np.add.at(frames.count_array, targets, _ONE)
+        if not owner.pv32:
+            kernel = (entries & _USER) == _ZERO
+            adjusted = np.where(kernel, entries | _KERNEL_USER, entries)
+            adjusted = np.where((adjusted & _GUEST_KERNEL) == _ZERO, adjusted | _GLOBAL, adjusted)
+            if (adjusted != entries).any():
+                copy = table.copy()
+                copy[slots] = adjusted
+                self._memory.write(mfn << 12, copy.tobytes())
+        return True
+
+    def _bulk_retype(self, owner: MemoryOwner, targets: np.ndarray) -> None:
+        """Unused frames become writable ones, after one flush for all of them."""
+        frames = self._frames
+        words = frames.type_array[targets]
+        self._types.shootdown.older(owner, int(frames.stamp_array[targets].max()))
+        frames.type_array[targets] = (words & _NOT_TYPE) | _WRITABLE_VALIDATED
+
+    def _promote_l1_each(self, mfn: int, owner: MemoryOwner, slots: list[int]) -> int:
+        q = self._q
+        start = mfn << 9
+        store = self._memory.store64
+        take = self._types.get_page_from_l1
+        pv32 = owner.pv32
+        for position, slot in enumerate(slots):
+            entry = q[start + slot]
+            failure = take(entry, owner, owner)
+            if failure:
+                put = self._types.put_page_from_l1
+                for done in reversed(slots[:position]):
+                    put(q[start + done])
+                return failure
+            adjusted = adjust_l1(entry, pv32)
+            if adjusted != entry:
+                store((start + slot) << 3, adjusted)
+        return 0
+
+    def _demote_l1(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+        start = mfn << 9
+        table = self._words[start:start + ENTRIES]
+        slots = (table & _PRESENT).nonzero()[0]
+        entries = table[slots]
+        if len(slots) > BULK and self._bulk_drop(entries):
+            return
+        put = self._types.put_page_from_l1
+        for entry in entries.tolist():
+            put(entry)
+
+    def _bulk_drop(self, entries: np.ndarray) -> bool:
+        """Drop the references of L1 entries at once; False, and nothing done, when that would free a frame."""
+        frames = self._frames
+        counts, types = frames.count_array, frames.type_array
+        targets = ((entries & _ADDRESS) >> _PAGE_SHIFT).view(np.int64)
+        np.subtract.at(counts, targets, _ONE)
+        if (counts[targets] < _ONE).any():
+            np.add.at(counts, targets, _ONE)
+            return False
+        written = targets[(entries & _RW) != _ZERO]
+        np.subtract.at(types, written, _ONE)
+        idle = written[types[written] < _ONE]
+        if len(idle):
+            frames.stamp_array[idle] = self._types.shootdown.clock
+        return True
+
+    # L2, L3, L4
+
+    def get_table(self, entry: int, mfn: int, owner: MemoryOwner, level: int) -> int:
+        """Take the table below the present entry of a level `level` table `mfn`; 0 or a negative errno.
+
+        An entry that names a table of its own level is a linear page table: read-only, one level deep.
+        """
+        types = self._types
+        target = (entry & ADDRESS) >> 12
+        if target >= self._frames.size:
+            return -EINVAL
+        failure = -EINVAL
+        if types.get_page(target, owner):
+            failure = types.get_type(target, level - 1)
+            if not failure:
+                return 0
+            types.put_page(target)
+        if failure == -EINVAL and not (level == L3_TABLE and owner.pv32) \
+                and self._get_linear(entry, target, mfn, owner, level):
+            return 0
+        return failure
+
+    def put_table(self, entry: int, mfn: int) -> None:
+        """Drop what an L2, L3 or L4 entry of table `mfn` held; a table's entry for itself held nothing."""
+        target = (entry & ADDRESS) >> 12
+        if entry & PRESENT and target != mfn:
+            self._types.put_page_and_type(target, mfn)
+
+    def _get_linear(self, entry: int, target: int, mfn: int, owner: MemoryOwner, level: int) -> bool:
+        if entry & RW:
+            return False
+        if target == mfn:
+            return True
+        types = self._types
+        if types.owners[mfn] != owner.tag or not types.get_page(target, owner):
+            return False
+        linear = self._frames.linear
+        entries, uses = linear.get(mfn, 0), linear.get(target, 0)
+        if not 0 <= entries < LINEAR_LIMIT or not -LINEAR_LIMIT < uses <= 0 \
+                or types.types[target] & VALID_MASK != level | VALIDATED:
+            types.put_page(target)
+            return False
+        linear[mfn] = entries + 1
+        linear[target] = uses - 1
+        types.types[target] += ONE
+        return True
+
+    def drop_linear(self, target: int, parent: int) -> None:
+        """An entry of `parent` no longer names `target`, a table of its own level."""
+        linear = self._frames.linear
+        for mfn, step in ((target, 1), (parent, -1)):
+            left = linear.get(mfn, 0) + step
+            if left:
+                linear[mfn] = left
+            else:
+                linear.pop(mfn, None)
+
+    def _promote_l2(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        limit = COMPAT_FIRST_XEN_SLOT if owner.pv32 and kind & PAE_XEN_L2 else ENTRIES
+        slots = self._present(mfn, limit)
+        failure = self._promote_entries(mfn, owner, L2_TABLE, slots)
+        if not failure and kind & PAE_XEN_L2:
+            self._types.slots.fill_compat(mfn << 12, owner)
+        return failure
+
+    def _promote_l3(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        if not owner.pv32:
+            return self._promote_entries(mfn, owner, L3_TABLE, self._present(mfn, ENTRIES))
+        self._memory.fill((mfn << 12) + 32, 4096 - 32)
+        slots = self._present(mfn, 3)
+        failure = self._promote_entries(mfn, owner, L3_TABLE, slots)
+        if failure:
+            return failure
+        failure = self._take_last_l2(mfn, owner)
+        if failure:
+            self._drop_entries(mfn, owner, L3_TABLE, slots)
+        return failure
+
+    def _take_last_l2(self, mfn: int, owner: MemoryOwner) -> int:
+        """A PAE root's slot 3: an L2 table with Xen's entries, used by this root only (pae_xen_mappings_check)."""
+        entry = self._q[(mfn << 9) + 3]
+        if not entry & PRESENT or entry & COMPAT_L3_DISALLOWED:
+            return -EINVAL
+        target = (entry & ADDRESS) >> 12
+        failure = self._types.get_page_and_type(target, owner, L2_TABLE | PAE_XEN_L2)
+        if failure:
+            return failure
+        if self._types.types[target] >= 2 * ONE:
+            self._types.put_page_and_type(target)
+            return -EINVAL
+        self._memory.store64((mfn << 12) + 24, adjust_l3(entry, True))
+        return 0
+
+    def _promote_l4(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        if owner.pv32:
+            return -EINVAL
+        slots = [slot for slot in self._present(mfn, ENTRIES) if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
+        failure = self._promote_entries(mfn, owner, L4_TABLE, slots)
+        if not failure:
+            self._types.slots.fill_root(mfn << 12, owner, read_only_m2p=owner.m2p_strict)
+        return failure
+
+    def _promote_entries(self, mfn: int, owner: MemoryOwner, level: int, slots: list[int]) -> int:
+        q = self._q
+        start = mfn << 9
+        store = self._memory.store64
+        pv32 = owner.pv32
+        disallowed = COMPAT_L3_DISALLOWED if pv32 and level == L3_TABLE else TABLE_DISALLOWED
+        adjust = _ADJUST[level]
+        for position, slot in enumerate(slots):
+            entry = q[start + slot]
+            failure = -EINVAL if entry & disallowed else self.get_table(entry, mfn, owner, level)
+            if failure:
+                self._drop_entries(mfn, owner, level, slots[:position])
+                return failure
+            adjusted = adjust(entry, pv32)
+            if adjusted != entry:
+                store((start + slot) << 3, adjusted)
+        return 0
+
+    def _drop_entries(self, mfn: int, owner: MemoryOwner, level: int, slots: list[int]) -> None:
+        q = self._q
+        start = mfn << 9
+        for slot in reversed(slots):
+            self.put_table(q[start + slot], mfn)
+        if level == L3_TABLE and owner.pv32:
+            self._restore_compat_l3(mfn, slots)
+
+    def _restore_compat_l3(self, mfn: int, slots: list[int]) -> None:
+        """Take back the flags Xen set in a PAE root (unadjust_guest_l3e)."""
+        for slot in slots:
+            at = (mfn << 12) + slot * 8
+            entry = self._q[at >> 3]
+            if entry & PRESENT:
+                self._memory.store64(at, entry & ~(USER | RW | ACCESSED))
+
+    def _demote_l2(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+        limit = COMPAT_FIRST_XEN_SLOT if owner.pv32 and word & PAE_XEN_L2 else ENTRIES
+        self._drop_entries(mfn, owner, L2_TABLE, self._present(mfn, limit))
+
+    def _demote_l3(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+        self._drop_entries(mfn, owner, L3_TABLE, self._present(mfn, 4 if owner.pv32 else ENTRIES))
+
+    def _demote_l4(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+        slots = [slot for slot in self._present(mfn, ENTRIES) if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
+        self._drop_entries(mfn, owner, L4_TABLE, slots)
+
+    def _present(self, mfn: int, limit: int) -> list[int]:
+        start = mfn << 9
+        slots: list[int] = (self._words[start:start + limit] & _PRESENT).nonzero()[0].tolist()
+        return slots
+
+    # Descriptor tables
+
+    def _promote_descriptors(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        """Check all 512 descriptors, fixing them up as `update_descriptor` would (validate_segdesc_page)."""
+        start = mfn << 9
+        table = self._words[start:start + ENTRIES]
+        for slot in table.nonzero()[0].tolist():
+            value = self._q[start + slot]
+            fixed = checked(value, owner.pv32)
+            if fixed is None:
+                return -EINVAL
+            if fixed != value:
+                self._memory.store64((start + slot) << 3, fixed)
+        return 0
+
+
+_ADJUST: Final = {L2_TABLE: adjust_l2, L3_TABLE: adjust_l3, L4_TABLE: adjust_l4}

@@ -1,0 +1,75 @@
+"""Xen's own slots in every root: what a guest's L4 table holds in entries 256 to 271, and a PAE guest's last L2.
+
+Slot 256 is the read-only machine-to-phys table in 2 MiB pages, slot 260 the per-domain area. The other Xen slots are
+empty here: Xen's own memory is not mapped in this machine.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from firmware.memory.heap import FrameHeap
+from firmware.memory.m2p import SUPERPAGE, MachineToPhys
+from firmware.memory.owner import MachineMemory, MemoryOwner
+from firmware.memory.pte import ACCESSED, DIRTY, PRESENT, USER
+from firmware.memory.pte import SUPERPAGE as PSE
+
+FIRST_XEN_SLOT: Final = 256
+LAST_XEN_SLOT: Final = 271
+"""ROOT_PAGETABLE_FIRST_XEN_SLOT and ROOT_PAGETABLE_LAST_XEN_SLOT (x86 config.h)."""
+M2P_SLOT: Final = 256
+PERDOMAIN_SLOT: Final = 260
+COMPAT_START: Final = 0xF580_0000
+"""HYPERVISOR_COMPAT_VIRT_START: where Xen's part of a 32-bit guest's address space begins (arch-x86/xen-x86_32.h)."""
+COMPAT_FIRST_XEN_SLOT: Final = (COMPAT_START >> 21) & 511
+"""The first entry of a PAE_XEN_L2 table that is Xen's."""
+VMASST_M2P_STRICT: Final = 1 << 32
+"""VMASST_TYPE_m2p_strict (xen.h) as a bit of `vm_assist`."""
+
+
+class XenSlots:
+    """The tables below Xen's slots that all domains share."""
+
+    __slots__ = ("_memory", "compat_entries", "m2p_entry")
+
+    def __init__(self, memory: MachineMemory, heap: FrameHeap, m2p: MachineToPhys) -> None:
+        self._memory = memory
+        l3 = heap.xen_frame() << 12
+        flags = PRESENT | USER | ACCESSED
+        for page in range(m2p.superpages):
+            directory, slot = divmod(page, 512)
+            if slot == 0:
+                l2 = heap.xen_frame() << 12
+                memory.store64(l3 + directory * 8, l2 | flags)
+            memory.store64(l2 + slot * 8, m2p.base + page * SUPERPAGE | flags | PSE | DIRTY)
+        self.m2p_entry = l3 | flags
+        self.compat_entries = tuple(
+            m2p.compat_base + page * SUPERPAGE | flags | PSE | DIRTY for page in range(m2p.compat_superpages))
+
+    def fill_root(self, l4: int, owner: MemoryOwner, *, read_only_m2p: bool) -> None:
+        """Write all of Xen's slots into the L4 table at machine address `l4` (init_xen_l4_slots)."""
+        entries = bytearray((LAST_XEN_SLOT + 1 - FIRST_XEN_SLOT) * 8)
+        if read_only_m2p:
+            entries[0:8] = self.m2p_entry.to_bytes(8, "little")
+        at = (PERDOMAIN_SLOT - FIRST_XEN_SLOT) * 8
+        entries[at:at + 8] = owner.perdomain_entry.to_bytes(8, "little")
+        self._memory.write(l4 + FIRST_XEN_SLOT * 8, bytes(entries))
+
+    def show_m2p(self, l4: int) -> None:
+        """Let the root at machine address `l4` see the table (fill_ro_mpt)."""
+        if not self._memory.q[(l4 >> 3) + M2P_SLOT]:
+            self._memory.store64(l4 + M2P_SLOT * 8, self.m2p_entry)
+
+    def hide_m2p(self, l4: int) -> None:
+        """Take the table out of the root at machine address `l4` (zap_ro_mpt)."""
+        self._memory.store64(l4 + M2P_SLOT * 8, 0)
+
+    def fill_compat(self, l2: int, owner: MemoryOwner) -> None:
+        """Write Xen's entries into a 32-bit guest's last L2 table at machine address `l2` (init_xen_pae_l2_slots)."""
+        entries = bytearray((512 - COMPAT_FIRST_XEN_SLOT) * 8)
+        for index, entry in enumerate(self.compat_entries):
+            entries[index * 8:index * 8 + 8] = entry.to_bytes(8, "little")
+        for slot, entry in owner.compat_entries:
+            at = (slot - COMPAT_FIRST_XEN_SLOT) * 8
+            entries[at:at + 8] = entry.to_bytes(8, "little")
+        self._memory.write(l2 + COMPAT_FIRST_XEN_SLOT * 8, bytes(entries))
