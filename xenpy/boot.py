@@ -78,7 +78,7 @@ class BootRun:
         self._sink = ConsoleSink(1, lambda: self._stops.requested is not None)
         self._system = stack.enter_context(System(
             request.topology, memory=request.memory + HEADROOM_MIB, seed=request.seed,
-            hash_blocks=request.hash_blocks, log=self.say,
+            hash_blocks=request.hash_blocks, profile=request.stats is not None, log=self.say,
         ))
         if request.stats is not None:
             self._stats = stack.enter_context(open_output(request.stats, "--stats"))

@@ -33,6 +33,13 @@ class Frame(NamedTuple):
     pinned: bool
 
 
+def frame_of(table: frames.FrameTable, mfn: int) -> Frame:
+    """The row of the frame table for one machine frame."""
+    flags = table.types[mfn]
+    return Frame(mfn, table.owner_of(mfn), TYPE_NAMES[table.type_of(mfn)], table.type_count(mfn),
+                 table.references(mfn), bool(flags & frames.VALIDATED), bool(flags & frames.PINNED))
+
+
 class Guest:
     """A paravirtual guest."""
 
@@ -85,8 +92,8 @@ class Guest:
     @property
     def frames(self) -> list[Frame]:
         """Every machine frame it owns, ascending."""
-        table = self._system.hypervisor.frames
-        return [self._system.frame(mfn) for mfn in table.owned_by(self.id)]
+        table = self._system.hypervisor.memory.frames
+        return [frame_of(table, mfn) for mfn in table.owned_by(self.id)]
 
     @property
     def frame_types(self) -> Counter[str]:

@@ -12,13 +12,14 @@ class Stats:
     """Counters since the machine was built. All but `wall_s` and `python_share` are the same in every run.
 
     `blocks` is the number of basic blocks executed on all cores; `python_share` the part of `wall_s` spent
-    outside translated code, from 0 to 1; `hypercalls` and `traps` count by name.
+    outside translated code, from 0 to 1 (None when the system was not to keep host times); `hypercalls` and
+    `traps` count by name.
     """
 
     blocks: int
     virtual_ns: int
     wall_s: float
-    python_share: float
+    python_share: float | None
     tlb_flushes: int
     switches: int
     hypercalls: dict[str, int] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Stats:
         if self.block_hash is None:
             del row["block_hash"]
         row["wall_s"] = round(self.wall_s, 6)
-        row["python_share"] = round(self.python_share, 4)
+        row["python_share"] = None if self.python_share is None else round(self.python_share, 4)
         row["exit"] = status
         row["exit_reason"] = why
         json.dump(row, file, indent=2)

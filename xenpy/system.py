@@ -16,14 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from firmware.domain.config import DomainConfig
 from firmware.domain.errors import BuildError
-from firmware.hypervisor import Hypervisor
+from firmware.hypervisor import DomainConfig, DomainError, Hypervisor
+from machine.engine import UNIT_NS
 from machine.machine import Machine, MachineConfig, RunEnd
 from machine.topology import Topology
 from xenpy import images
 from xenpy.errors import BadInputError
-from xenpy.guest import Guest
+from xenpy.guest import Frame, Guest, frame_of
 from xenpy.stats import Stats
 
 MIB: Final = 1 << 20
@@ -61,13 +61,13 @@ class System:
 
     `topology` is "sockets x cores x threads", or `cpus` gives one socket of that many cores. `memory` is
     the whole machine's in MiB, `seed` that of all randomness, `epoch` the wall clock at virtual time 0 in
-    ns since 1970. `hash_blocks` hashes every executed block. `log` gets the hypervisor's messages, a line
-    each.
+    ns since 1970. `hash_blocks` hashes every executed block; `profile` keeps host times, for
+    `stats().python_share`. `log` gets the hypervisor's messages, a line each.
     """
 
     def __init__(self, topology: str | Topology | None = None, *, cpus: int = 1, memory: int = MACHINE_MIB,
                  seed: int = 0, epoch: int = EPOCH, hash_blocks: bool = False,
-                 log: Callable[[str], None] | None = None) -> None:
+                 profile: bool = False, log: Callable[[str], None] | None = None) -> None:
         if topology is None:
             topology = Topology(cores=cpus)
         elif isinstance(topology, str):
@@ -75,6 +75,7 @@ class System:
         self.machine = Machine(MachineConfig(
             topology=topology, memory=memory * MIB, seed=seed, epoch=epoch, hash_blocks=hash_blocks,
         ))
+        self.machine.profile = profile
         self.messages: list[str] = []
         """What the hypervisor has said about the guests so far."""
         self._log = log
@@ -114,7 +115,7 @@ class System:
                 name=name or kernel.name, image=kernel, memory_mib=memory, vcpus=vcpus, cmdline=line,
                 ramdisk=ramdisk,
             ))
-        except BuildError as error:
+        except (BuildError, DomainError) as error:
             raise BadInputError(f"{kernel.path}: {error}") from error
         guest = Guest(domain, self)
         self.guests.append(guest)
@@ -155,9 +156,38 @@ class System:
 
         clock.at(clock.now + period_ns, tick, None)
 
+    def pass_time(self, seconds: float) -> None:
+        """Have virtual time pass in the next run even if no guest asks for it."""
+        clock = self.machine.clock
+        clock.at(clock.now + round(seconds * SECOND), lambda _: None)
+
+    @property
+    def busy_ns(self) -> int:
+        """Virtual time that the cores have spent executing, all together."""
+        return sum(core.blocks for core in self.machine.cores) * UNIT_NS
+
+    def frame(self, mfn: int) -> Frame:
+        """One machine frame as the hypervisor keeps it."""
+        return frame_of(self.hypervisor.memory.frames, mfn)
+
     def stats(self) -> Stats:
         """The counters since the machine was built."""
-        raise NotImplementedError
+        counters = self.machine.counters
+        share = None
+        if counters.run_ns:
+            share = (counters.run_ns - counters.slice_ns + counters.callback_ns) / counters.run_ns
+        block_hash = self.machine.block_hash
+        return Stats(
+            blocks=sum(counters.blocks),
+            virtual_ns=self.now_ns,
+            wall_s=self._wall,
+            python_share=share,
+            hypercalls=self.hypervisor.calls.named_counts(),
+            traps=self.hypervisor.traps.named_counts(),
+            tlb_flushes=sum(counters.flushes) + sum(counters.page_flushes),
+            switches=self.hypervisor.scheduler.switches,
+            block_hash=None if block_hash is None else f"{block_hash:016x}",
+        )
 
     def _reason(self, end: RunEnd, met: bool) -> Reason:
         if met:

@@ -26,9 +26,10 @@ def test_raw_and_back(line: tuple[int, int]) -> None:
         modes = termios.tcgetattr(program)
         assert not modes[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
         assert not modes[1] & termios.OPOST
-        assert terminal.raw
+        states = [terminal.raw]
+    states.append(terminal.raw)
+    assert states == [True, False]
     assert termios.tcgetattr(program) == before
-    assert not terminal.raw
     terminal.restore()
     assert termios.tcgetattr(program) == before
 
