@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from struct import Struct
 from typing import Protocol
 
 from . import registers as reg
@@ -23,6 +24,8 @@ _PAGE_READ, _PAGE_WRITE, _PAGE_EXEC = 1, 2, 4  # QEMU's page protection bits
 _CC_OP_EFLAGS = 1  # QEMU: cc_src holds the flags themselves
 _NOT_IN_EFLAGS = reg.FLAGS_ARITHMETIC | reg.FLAG_DF
 _MINUS_ONE = 0xFFFF_FFFF
+_FOUR_WORDS = Struct("<4Q")
+_FPU_WINDOW = 0x1000  # a virtual address whose translation may be replaced for a moment
 _EMPTY = 0
 
 _BASE, _CHUNK, _CHARGED, _TSC_READS = CellWord.BASE, CellWord.CHUNK, CellWord.CHARGED, CellWord.TSC_READS
@@ -286,6 +289,17 @@ class Core:
         else:
             q[reg.CR0] &= ~reg.CR0_TS
             d[reg.HFLAGS] &= ~reg.HF_TS
+
+    def set_breakpoints(self, addresses: tuple[int, int, int, int], control: int) -> None:
+        """DR0 to DR3 and DR7; execution breakpoints then raise vector 1."""
+        self.q[reg.DR0 : reg.DR4] = memoryview(bytes(_FOUR_WORDS.pack(*addresses))).cast("Q")
+        self._engine.library.dll.cpu_x86_update_dr7_x86_64(self._cpu.env, control)
+
+    def restore_fpu(self, paddr: int) -> None:
+        """Take FPU and SSE state from an FXSAVE image at a machine address (16-byte aligned, within one frame)."""
+        self.enter_mapping(_FPU_WINDOW, paddr, writable=False)
+        self._engine.library.dll.helper_fxrstor_x86_64(self._cpu.env, _FPU_WINDOW | paddr & FRAME_SIZE - 1)
+        self.flush_page(_FPU_WINDOW)
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """eax, ebx, ecx, edx of the emulated model, before any policy."""

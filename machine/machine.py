@@ -275,6 +275,11 @@ class Machine:
     # -- looking
 
     @property
+    def running(self) -> Core | None:
+        """The core in the middle of a slice; None between slices, as in the callbacks of events."""
+        return self._running
+
+    @property
     def block_hash(self) -> int | None:
         """Hash of (core, address) of every executed block in order; None without `hash_blocks`."""
         return int(self._engine.shared[SharedWord.HASH]) if self.config.hash_blocks else None

@@ -51,6 +51,8 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tb_invalidate_phys_range_x86_64": (None, (_P, _U64, _U64)),
     "cpu_x86_update_cr0_x86_64": (None, (_P, _U32)),
     "cpu_x86_update_cr4_x86_64": (None, (_P, _U32)),
+    "cpu_x86_update_dr7_x86_64": (None, (_P, _U32)),
+    "helper_fxrstor_x86_64": (None, (_P, _U64)),
     "cpu_x86_cpuid_x86_64": (None, (_P, _U32, _U32, _P, _P, _P, _P)),
     "helper_read_eflags_x86_64": (_U64, (_P,)),
 }

@@ -1,0 +1,76 @@
+"""multicall: several hypercalls for the price of one trap.
+
+Each entry's result is written back to it. An iret among them ends the batch, as the context it returns to is not the
+batch's any more. After a call that blocks the vCPU the rest follows when it runs again. Source: xen.h (multicall_entry); behaviour of
+xen/common/multicall.c and pv/hypercall.c.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from firmware.abi import errno, xen
+from firmware.domain.vcpu import VCpu
+from firmware.hypercalls import CONTINUE, LIMIT, HypercallError, HypercallTable
+
+IRET: Final = 23
+MULTICALL: Final = 13
+WORD: Final = (1 << 64) - 1
+WORD32: Final = (1 << 32) - 1
+BATCH: Final = 32
+"""Entries read from the guest at a time."""
+
+
+class Multicall:
+    """The handler."""
+
+    def __init__(self, table: HypercallTable) -> None:
+        self._table = table
+        self._arity = [len(row.arguments) if row else 0 for row in table.rows]
+
+    def register(self, table: HypercallTable) -> None:
+        """Put multicall into the table."""
+        table.register("multicall", self.multicall)
+
+    def multicall(self, vcpu: VCpu, call_list: int, count: int) -> int:
+        """Hypercall 13."""
+        count &= WORD32
+        pv32 = vcpu.domain.pv32
+        layout = xen.multicall_entry.w32 if pv32 else xen.multicall_entry.w64
+        size = layout.size
+        result_size = 4 if pv32 else 8
+        result_offset = layout.offset["result"]
+        mask = WORD32 if pv32 else WORD
+        words = layout.codec
+        space = vcpu.space
+        table = self._table
+        handlers = table.handlers
+        counts = table.counts
+        arity = self._arity
+        while count:
+            batch = min(count, BATCH)
+            entries = space.read(call_list, size * batch)
+            for at in range(0, size * batch, size):
+                number, _result, *arguments = words.unpack_from(entries, at)
+                handler = handlers[number] if number < LIMIT else None
+                if handler is None or number == MULTICALL:
+                    result = -errno.EINVAL if number == MULTICALL else table.absent(number)
+                else:
+                    counts[number] += 1
+                    try:
+                        result = handler(vcpu, *arguments[:arity[number]])
+                        while result == CONTINUE and vcpu.restarted is not None:
+                            again, vcpu.restarted = vcpu.restarted, None
+                            result = handler(vcpu, *again)
+                    except HypercallError as error:
+                        result = -error.errno
+                    if number == IRET:
+                        return result
+                space.write(call_list + at + result_offset, (result & mask).to_bytes(result_size, "little"))
+                done = at // size + 1
+                if vcpu.pause_flags and done < count:
+                    vcpu.restart(call_list + size * done, count - done)
+                    return CONTINUE
+            call_list += size * batch
+            count -= batch
+        return 0

@@ -1,0 +1,70 @@
+"""Bounce frames of a 32-bit PAE guest, whose kernel runs in ring 1 and its users in rings 2 and 3.
+
+From ring 1 the frame goes below the current stack; from an outer ring the guest's registered kernel stack is used and the
+old SS:ESP is pushed first, as the hardware would. Bits 16 to 23 of the CS word are the upcall mask from before.
+Source: arch-x86/xen-x86_32.h; behaviour of compat_create_bounce_frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from firmware.domain.vcpu import VCpu
+from firmware.hypercalls import GuestFault
+from firmware.traps.bounce import CLEARED_ON_ENTRY, EFLAGS_IF, EFLAGS_IOPL, BounceError
+from firmware.traps.segments import Segments
+from machine.core import Core
+from machine.memory import MachineMemory
+from machine.registers import CS, DS, ES, FS, GS, RIP, RSP, SEG_SELECTOR, SS
+
+WORD: Final = (1 << 32) - 1
+KERNEL_RING: Final = 1
+
+
+class Bounce32:
+    """Builds them."""
+
+    __slots__ = ("_memory", "_segments")
+
+    def __init__(self, memory: MachineMemory, segments: Segments) -> None:
+        self._memory = memory
+        self._segments = segments
+
+    def enter(self, vcpu: VCpu, core: Core, selector: int, address: int, masks_events: bool, error: int = -1,
+              failsafe: bool = False) -> None:
+        """Enter the guest kernel at selector:address. BounceError when that is impossible."""
+        q = core.q
+        d = core.d
+        info = vcpu.info
+        mask = self._memory.b[info + 1]
+        flags = core.eflags()
+        cs = d[SEG_SELECTOR[CS]] & 0xFFFF
+        pushed = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | vcpu.iopl | (0 if mask else EFLAGS_IF)
+        words = [q[RIP] & WORD, cs | mask << 16, pushed & WORD]
+        if error >= 0:
+            words.insert(0, error & WORD)
+        if failsafe:
+            words[:0] = [d[SEG_SELECTOR[segment]] & 0xFFFF for segment in (DS, ES, FS, GS)]
+        if cs & 3 == KERNEL_RING:
+            stack = q[RSP] & WORD
+        else:
+            stack = vcpu.kernel_sp & WORD
+            words += [q[RSP] & WORD, d[SEG_SELECTOR[SS]] & 0xFFFF]
+        stack = stack - 4 * len(words) & WORD
+        if not address:
+            raise BounceError("it has no handler")
+        try:
+            vcpu.space.write(stack, struct.pack(f"<{len(words)}I", *words))
+        except GuestFault as fault:
+            raise BounceError(f"its stack at {stack:#x} cannot be written") from fault
+        if masks_events and not mask:
+            self._memory.store8(info + 1, 1)
+        if cs & 3 != KERNEL_RING and not self._segments.load(vcpu, core, SS, vcpu.kernel_ss):
+            raise BounceError(f"its kernel stack selector {vcpu.kernel_ss:#x} cannot be loaded")
+        if not self._segments.load(vcpu, core, CS, selector):
+            raise BounceError(f"its handler's code selector {selector:#x} cannot be loaded")
+        vcpu.in_kernel = True
+        q[RSP] = stack
+        q[RIP] = address
+        core.set_eflags(flags & ~CLEARED_ON_ENTRY)

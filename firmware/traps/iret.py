@@ -1,0 +1,134 @@
+"""The iret hypercall: how a guest kernel returns from a bounce frame, to itself or to its user half.
+
+Sources: iret_context in arch-x86/xen-x86_64.h; the stack form of 32-bit guests in arch-x86/xen-x86_32.h (HYPERVISOR_iret).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, Protocol
+
+from firmware.abi import arch_x86, xen
+from firmware.domain.vcpu import VCpu
+from firmware.hypercalls import GuestFault, HypercallTable
+from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_IF, EFLAGS_IOPL, EFLAGS_VM, FLAT_LIMIT, enter_user
+from firmware.traps.segments import Segments
+from machine.core import Core
+from machine.memory import MachineMemory
+from machine.registers import CS, R11, RAX, RCX, RIP, RSP, SEG_SELECTOR, SS
+
+IN_SYSCALL: Final = arch_x86.VGCF_in_syscall
+ARCHITECTURAL_IOPL: Final = 1 << xen.VMASST_TYPE_architectural_iopl
+PROTECTION: Final = 13
+WORD32: Final = (1 << 32) - 1
+_FRAME: Final = struct.Struct("<9Q")
+_FRAME32: Final = struct.Struct("<6I")
+_SHORT32: Final = struct.Struct("<4I")
+
+
+class Ends(Protocol):
+    """Who ends a domain that cannot go on."""
+
+    def crash(self, vcpu: VCpu, reason: str) -> None: ...
+
+
+class Faults(Protocol):
+    """Who delivers the exception a refused return raises."""
+
+    def inject(self, vcpu: VCpu, core: Core, vector: int, error: int) -> None: ...
+
+
+class Iret:
+    """The handler."""
+
+    def __init__(self, memory: MachineMemory, segments: Segments, ends: Ends) -> None:
+        self._memory = memory
+        self._segments = segments
+        self._ends = ends
+        self.faults: Faults
+
+    def register(self, table: HypercallTable) -> None:
+        """Put iret into the table."""
+        table.register("iret", self.iret)
+
+    def iret(self, vcpu: VCpu) -> int:
+        """Hypercall 23. Its result is the RAX of the context returned to."""
+        if vcpu.domain.pv32:
+            return self._iret32(vcpu)
+        core = vcpu.core
+        q = core.q
+        try:
+            rax, r11, rcx, frame_flags, rip, cs, flags, rsp, ss = _FRAME.unpack(vcpu.space.read(q[RSP], _FRAME.size))
+        except GuestFault:
+            return self._crash(vcpu, "its iret frame cannot be read")
+        if cs & 3 == 3:
+            if not vcpu.user_root:
+                return self._crash(vcpu, "it returned to user mode without user page tables")
+            if vcpu.in_kernel:
+                enter_user(vcpu, core)
+        if vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
+            vcpu.iopl = flags & EFLAGS_IOPL
+        q[RIP] = rip
+        q[RSP] = rsp
+        core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
+        if not frame_flags & IN_SYSCALL:
+            q[R11] = r11
+            q[RCX] = rcx
+        else:
+            q[RCX] = rip
+            q[R11] = flags
+        self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)
+        d = core.d
+        cs = cs & 0xFFFF | 3
+        ss = ss & 0xFFFF | 3
+        if cs == arch_x86.FLAT_RING3_CS64:
+            if d[SEG_SELECTOR[CS]] != cs:
+                core.set_cs(cs, 0, FLAT_LIMIT, CODE64_FLAGS)
+        elif not self._segments.load(vcpu, core, CS, cs):
+            return self._refuse(vcpu, core, rax, cs)
+        if ss == arch_x86.FLAT_RING3_SS64:
+            d[SEG_SELECTOR[SS]] = ss
+        elif not self._segments.load(vcpu, core, SS, ss):
+            return self._refuse(vcpu, core, rax, ss)
+        return int(rax)
+
+    def _refuse(self, vcpu: VCpu, core: Core, rax: int, selector: int) -> int:
+        """The CPU would fault on the selector with the context already the guest's: so does the guest."""
+        core.q[RAX] = rax
+        self.faults.inject(vcpu, core, PROTECTION, selector & ~3)
+        return core.q[RAX]
+
+    def _iret32(self, vcpu: VCpu) -> int:
+        core = vcpu.core
+        q = core.q
+        esp = q[RSP] & WORD32
+        try:
+            eax, eip, cs, flags = _SHORT32.unpack(vcpu.space.read(esp, _SHORT32.size))
+            ring = cs & 3
+            if flags & EFLAGS_VM or ring == 0:
+                return self._crash(vcpu, "it returned to ring 0 or virtual-8086 mode")
+            outer = None
+            if ring > 1:
+                outer = _FRAME32.unpack(vcpu.space.read(esp, _FRAME32.size))
+        except GuestFault:
+            return self._crash(vcpu, "its iret frame cannot be read")
+        if vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
+            vcpu.iopl = flags & EFLAGS_IOPL
+        q[RIP] = eip
+        core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
+        self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)
+        vcpu.in_kernel = ring == 1
+        if outer is None:
+            q[RSP] = esp + _SHORT32.size & WORD32
+        else:
+            q[RSP] = outer[4]
+        core.set_mode(False, ring)
+        if not self._segments.load(vcpu, core, CS, cs & 0xFFFF):
+            return self._refuse(vcpu, core, eax, cs & 0xFFFF)
+        if outer is not None and not self._segments.load(vcpu, core, SS, outer[5] & 0xFFFF):
+            return self._refuse(vcpu, core, eax, outer[5] & 0xFFFF)
+        return int(eax)
+
+    def _crash(self, vcpu: VCpu, reason: str) -> int:
+        self._ends.crash(vcpu, reason)
+        return 0
