@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tools import debian, guests_cache, initramfs, kernel
+from firmware.domain.errors import BadImageError
+from firmware.domain.unpack import kernel_of
+from tools import debian, guests_cache, initramfs
 
 KERNEL_META: Final = "linux-image-amd64"
 KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
@@ -44,7 +46,7 @@ FILES: Final = ("grub-x86_64-xen.bin", "grub-i386-xen.bin", "busybox", "vmlinuz"
 def fetch(place: Path, *, force: bool = False) -> dict[str, guests_cache.Fetched]:
     """Bring the cache folder up to date and return its manifest.
 
-    Raises PackageError, kernel.ImageError, ValueError or OSError.
+    Raises PackageError, BadImageError, ValueError or OSError.
     """
     place.mkdir(parents=True, exist_ok=True)
     manifest = {} if force else guests_cache.read_manifest(place)
@@ -88,7 +90,7 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
     zipped = manifest["vmlinuz"]
     plain = manifest.get("vmlinux")
     if plain is None or plain.version != zipped.version or not _intact(place, manifest, "vmlinux"):
-        data = kernel.unpack((place / "vmlinuz").read_bytes())
+        data = kernel_of((place / "vmlinuz").read_bytes())
         _store(place, manifest, "vmlinux", data, zipped.package, zipped.version)
     # Cheap enough to make each time, so a changed init is never missed.
     busybox = manifest["busybox"]
@@ -118,7 +120,7 @@ def main(arguments: list[str]) -> int:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         _say(f"real guests cannot be stored in {place}: {reason}")
         return 1
-    except (debian.PackageError, kernel.ImageError, ValueError) as error:
+    except (debian.PackageError, BadImageError, ValueError) as error:
         _say(f"real guests cannot be fetched: {error}")
         return 1
     sources = sorted({f"{entry.package} {entry.version}" for entry in manifest.values()})

@@ -29,8 +29,9 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"hypercalls"}),
     frozenset({"memory"}),
     frozenset({"domain"}),
-    frozenset({"sched", "traps", "events"}),
+    frozenset({"sched", "traps", "events", "multicall", "platform", "version"}),
     frozenset({"timers", "console", "store"}),
+    frozenset({"vcpus"}),
     frozenset({"hypervisor"}),
     frozenset({"control"}),
 )

@@ -1,4 +1,4 @@
-"""The same boot, again and under another PYTHONHASHSEED: executed blocks and console must not differ by a bit."""
+"""The same boot, again and under another PYTHONHASHSEED: blocks and console must not differ by a bit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """PV guests that do one thing `count` times and power off. They run on real Xen too.
 
-Sources: Xen's public headers (xen.h: bounce frames and the hypercall `iret`; arch-x86/xen-x86_64.h: struct iret_context).
+Source: Xen's public headers (arch-x86/xen-x86_64.h: bounce frames, struct iret_context, the call `iret`).
 Register r15 counts down; the user half runs on the kernel's own page tables, given as user tables as well.
 """
 
@@ -138,7 +138,7 @@ on_fault:                               # frame: rcx, r11, error code, rip, cs, 
 {_FINISH}
 measured:
 """
-    # struct trap_info: vector, flags (3: user code may not raise it itself), cs, address; an empty one ends the table.
+    # struct trap_info: vector, flags (3: user code may raise it), cs, address; an empty one ends the table.
     table = (".balign 8\nfault_table: .byte 14, 3", ".word FLAT_KERNEL_CS64", ".long 0", ".quad on_fault",
              ".zero 16")
     return kernel(body, DONE, data=(*_USER_DATA, *table), bss=_USER_BSS)

@@ -25,7 +25,7 @@ ANSWERS: Final = (
     "shloop s=46914",
     "pipes n=950",
 )
-"""Lines that a correct run prints: sha256 of 64 MiB of zeros, a sum of shell arithmetic, lines counted by grep."""
+"""Lines of a correct run: sha256 of 64 MiB of zeros, a sum of shell arithmetic, lines counted by grep."""
 
 
 class WorkloadError(Exception):

@@ -39,7 +39,8 @@ def measure(rounds: int, say: Callable[[str], None]) -> dict[str, float]:
         for turn in range(1, rounds + 1):
             say(f"traps {turn}/{rounds}")
             for name, found in each.items():
-                once, twice = (_wall(images[name, count], place / "stats.json") for count in (COUNT, 2 * COUNT))
+                once = _wall(images[name, COUNT], place / "stats.json")
+                twice = _wall(images[name, 2 * COUNT], place / "stats.json")
                 found.append((twice - once) / COUNT * 1e6)
     return bounces({name: statistics.median(found) for name, found in each.items()})
 

@@ -72,7 +72,7 @@ def run(command: list[str], limit: float, environment: dict[str, str] | None = N
                         chunks.append((data, time.perf_counter() - start))
                     else:
                         errors += data
-        # wait4 alone tells what this one child used; Popen is told the outcome so that it does not wait again.
+        # wait4 alone tells what this one child used; Popen is told the outcome and does not wait again.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     result.seconds = time.perf_counter() - start

@@ -74,18 +74,18 @@ class Report:
 
 
 def steps_table(steps: Mapping[str, Mapping[str, float]]) -> Table:
-    """Steps down, contenders across; behind the first contender its ratio to each other one."""
+    """Steps down, contenders across, then the first one's ratio to each other."""
     names = list(steps)
-    table = Table(title="Debian's kernel and the fixed workload, host seconds (medians)", title_justify="left")
+    table = Table(title="Debian and the fixed workload, host seconds (medians)", title_justify="left")
     table.add_column("step")
     for name in names:
         table.add_column(name, justify="right")
     for name in names[1:]:
         table.add_column(f"{names[0]} / {name}", justify="right")
     for step, seconds in steps[names[0]].items():
-        others = [steps[name].get(step) for name in names[1:]]
-        table.add_row(step, f"{seconds:.2f}", *("" if other is None else f"{other:.2f}" for other in others),
-                      *(f"{seconds / other:.2f}" if other else "" for other in others))
+        others = [steps[name][step] for name in names[1:]]
+        table.add_row(step, *(f"{value:.2f}" for value in (seconds, *others)),
+                      *(f"{seconds / other:.2f}" for other in others))
     return table
 
 
