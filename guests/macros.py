@@ -17,11 +17,13 @@ _PUT: Final = {"d": "put_decimal", "x": "put_hex", "s": "put_string"}
 
 
 def kernel(*main: str, data: Iterable[str] = (), bss: Iterable[str] = (), shared: bool = False,
-           traps: bool = False, events: bool = False) -> bytes:
+           traps: bool = False, events: bool = False, pages: bool = False,
+           trap_flags: dict[int, int] | None = None) -> bytes:
     """The image of a guest whose `main` runs once the console works, and which powers off when it returns.
 
     `shared` maps shared_info at `shared_page`, `traps` sets a handler for every vector that calls `trap_hook`
-    (rdi -> frame), `events` sets the upcall, which calls `event_hook` (rdi = port). Events start out masked.
+    (rdi -> frame) with its `trap_flags` (3: open to user mode, 4: masks events), `pages` links page-table
+    helpers, `events` (which implies `traps`) sets the upcall, which calls `event_hook` (rdi = port). Events start out masked.
     """
     program = Program(
         text=[runtime.BOOT, runtime.CONSOLE, runtime.PRINT],
@@ -33,12 +35,11 @@ def kernel(*main: str, data: Iterable[str] = (), bss: Iterable[str] = (), shared
         program.text.append(runtime.SHARED)
         program.bss.insert(0, runtime.SHARED_BSS)
         start.append("call map_shared")
+    if pages:
+        program.text.append(runtime.PAGES)
     if traps or events:
-        program.text.extend((runtime.FRAMES, runtime.EVENTS))
-        program.data.append(runtime.HOOKS)
-    if traps:
-        program.text.extend((unexpected_trap(), runtime.trap_entries()))
-        program.data.append(runtime.trap_table())
+        program.text.extend((runtime.FRAMES, runtime.EVENTS, unexpected_trap(), runtime.trap_entries()))
+        program.data.extend((runtime.HOOKS, runtime.trap_table(trap_flags or {3: 3, 4: 3})))
         start.append(hypercall("set_trap_table", "&trap_table"))
     if events:
         start.append(hypercall("set_callbacks", "&event_upcall", "&crash", "&crash"))
@@ -79,6 +80,18 @@ def load(register: str, operand: str | int) -> str:
     if operand.startswith("&"):
         return f"lea {register}, [rip + {operand[1:]}]"
     return "" if operand == register else f"mov {register}, {operand}"
+
+
+def put(target: str, value: str | int, width: int = 8) -> str:
+    """Store a number or an operand at a label (or label + offset), `width` bytes of it. Uses rax."""
+    part = {1: "al", 2: "ax", 4: "eax", 8: "rax"}[width]
+    return f"{load('rax', value)}\nmov [rip + {target}], {part}"
+
+
+def get(source: str, width: int = 8) -> str:
+    """Load rax from a label (or label + offset), zero-extended."""
+    return {1: "movzx eax, byte ptr", 2: "movzx eax, word ptr", 4: "mov eax,", 8: "mov rax,"}[width] + \
+        f" [rip + {source}]"
 
 
 def number(name: str) -> int:

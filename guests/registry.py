@@ -25,6 +25,8 @@ class Guest:
 _ROWS: Final = (
     Guest("hello", "prints a line and powers off", 1, "Hello from a PV guest"),
     Guest("spin", "runs a busy loop: `rounds=N` on the command line, 1,000 by default", 1, "spin: done"),
+    Guest("traps", "takes every exception it can and prints what it saw", 1, "traps: done"),
+    Guest("events", "performs every event-channel operation and prints its results", 1, "events: done"),
 )
 
 GUESTS: Final[dict[str, Guest]] = {guest.name: guest for guest in _ROWS}

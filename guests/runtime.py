@@ -76,7 +76,8 @@ console_init:                           # dom0 writes through console_io, everyb
     mov rcx, MACH2PHYS_VIRT_START
     mov rax, [rcx + rax*8]
     shl rax, 12
-    add rax, {VIRT_BASE - (1 << 64)}
+    mov rcx, {VIRT_BASE}
+    add rax, rcx
     mov [rip + console_ring], rax
 console_init_done:
 {restore()}
@@ -295,6 +296,39 @@ map_shared:                             # map shared_info at shared_page
     ret
 """
 
+PAGES: Final = f"""
+machine_frame:                          # rdi = a page's address in the image -> rax = its machine frame
+    push rsi
+    mov rax, rdi
+    mov rsi, {VIRT_BASE}
+    sub rax, rsi
+    shr rax, 12
+    mov rsi, [rip + start_info_address]
+    mov rsi, [rsi + start_info.mfn_list]
+    mov rax, [rsi + rax*8]
+    pop rsi
+    ret
+
+remap:                                  # rdi = page of the image, rsi = its new flags; rax = result
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push r11
+    call machine_frame
+    shl rax, 12
+    or rsi, rax
+    mov edx, UVMF_INVLPG
+    mov eax, __HYPERVISOR_update_va_mapping
+    syscall
+    pop r11
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    ret
+"""
+
 SHARED_BSS: Final = ".balign 4096, 0\nshared_page: .zero 4096"
 
 
@@ -307,9 +341,9 @@ def trap_entries() -> str:
     return ".balign 16, 0xcc\ntrap_entries:\n" + "\n".join(stubs)
 
 
-def trap_table(softint: tuple[int, ...] = (3, 4, 128)) -> str:
-    """The table for set_trap_table: every vector, those of `softint` open to user mode."""
-    rows = [f".byte {vector}, {3 if vector in softint else 0}\n.short FLAT_KERNEL_CS\n.long 0\n"
+def trap_table(flags: dict[int, int]) -> str:
+    """The table for set_trap_table: every vector; `flags` (privilege level, 4: mask events) for those not 0."""
+    rows = [f".byte {vector}, {flags.get(vector, 0)}\n.short FLAT_KERNEL_CS\n.long 0\n"
             f".quad trap_entries + {vector * ENTRY_SIZE}" for vector in range(256)]
     return "\n".join(("trap_table:", *rows, ".quad 0, 0"))
 
