@@ -226,7 +226,7 @@ def _string(table: bytes, at: int) -> str:
 
 
 def _notes(data: bytes) -> Iterator[Note]:
-    """The notes in `data`; a value that goes beyond its end is cut, as Xen does (GRUB's i386 image needs that)."""
+    """The notes in `data`; a value that goes beyond its end is cut, as in Xen (for GRUB i386)."""
     at = 0
     while at + _NOTE.size <= len(data):
         name_size, value_size, kind = _NOTE.unpack_from(data, at)

@@ -25,7 +25,7 @@ LARGEST_FILE: Final = 1 << 30
 LOADER: Final = "generic"
 LINUX: Final = "linux"
 XEN_VERSION: Final = "xen-3.0"
-"""What a kernel's notes must say, as prefixes: the loader (or that it is Linux), and the interface it is for."""
+"""What a kernel's notes must say, as prefixes: the loader (or that it is Linux), and the interface."""
 IMPOSSIBLE_FEATURES: Final = (
     features.XENFEAT_auto_translated_physmap,
     features.XENFEAT_supervisor_mode_kernel,

@@ -101,7 +101,7 @@ def _integer(name: str, value: str) -> int:
     try:
         return int(value, 0)
     except ValueError:
-        raise BadImageError(f"its {LEGACY_SECTION} section says {name}={value!r}, which is no number") from None
+        raise BadImageError(f"its {LEGACY_SECTION} section has {name}={value!r}, not a number") from None
 
 
 _LEGACY_NUMBERS: Final = {"VIRT_BASE": "virt_base", "VIRT_ENTRY": "entry", "ELF_PADDR_OFFSET": "paddr_offset"}

@@ -1,7 +1,7 @@
 """The kernel inside a compressed file: a bzImage, or a gzip-compressed ELF file.
 
-Source: Linux, Documentation/arch/x86/boot.rst (protocol 2.08: payload_offset, payload_length). The formats are
-those Linux can be packed with; heavy libraries are imported when one is met. Raises BadImageError.
+Source: Linux, Documentation/arch/x86/boot.rst (protocol 2.08: payload_offset, payload_length). The formats
+are those Linux can be packed with; heavy libraries are imported when one is met. Raises BadImageError.
 """
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _payload(image: bytes) -> bytes:
         raise BadImageError("it is a bzImage that ends inside its header")
     (protocol,) = struct.unpack_from("<H", image, PROTOCOL)
     if protocol < FIRST_WITH_PAYLOAD:
-        raise BadImageError(f"it is a bzImage of boot protocol {protocol:#x}, and {FIRST_WITH_PAYLOAD:#x} is needed")
+        raise BadImageError(f"its boot protocol {protocol:#x} is older than {FIRST_WITH_PAYLOAD:#x}")
     offset, length = struct.unpack_from("<II", image, PAYLOAD)
     start = ((image[SETUP_SECTORS] or 4) + 1) * SECTOR + offset
     if not length or start + length > len(image):
