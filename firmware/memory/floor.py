@@ -88,10 +88,16 @@ class MemoryFloor:
 
     # --- what contexts need (firmware.domain.context.Roots) -----------------------------------------------------------
 
-    def take_root(self, vcpu: VCpu, mfn: int) -> int:
-        """Reference and type of a page-table root for a vCPU: 0 or a negative errno."""
+    def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int:
+        """Reference and type of a vCPU's kernel or user root: 0 or a negative errno. Only the right ones see the M2P."""
         owner = vcpu.domain.memory
-        return self.types.get_page_and_type(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
+        result = self.types.get_page_and_type(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
+        if not result and not owner.pv32:
+            if kernel and not owner.m2p_strict:
+                self.slots.show_m2p(mfn << 12)
+            elif not kernel and owner.m2p_strict:
+                self.slots.hide_m2p(mfn << 12)
+        return result
 
     def set_gdt(self, vcpu: VCpu, frames: list[int], entries: int) -> int:
         """Use these frames as a vCPU's GDT: 0 or -EINVAL."""
@@ -100,7 +106,7 @@ class MemoryFloor:
     def start_root(self, vcpu: VCpu, mfn: int) -> int:
         """The root a domain is built with: pinned, and loaded by vCPU 0. 0 or a negative errno (a builder's mistake)."""
         owner = vcpu.domain.memory
-        result = self.types.pin_root(mfn, owner) or self.take_root(vcpu, mfn)
+        result = self.types.pin_root(mfn, owner) or self.take_root(vcpu, mfn, kernel=True)
         if not result:
             vcpu.kernel_root = mfn
             vcpu.space.root = mfn << 12

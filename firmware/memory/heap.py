@@ -55,13 +55,17 @@ class FrameHeap:
         frames.count_array[low:first_free] = ONE | ALLOCATED | XEN_HEAP
         self.xen = first_free
 
-    def run(self, count: int, align: int = 1) -> int | None:
-        """Take `count` neighbouring free frames, the first a multiple of `align`; None when there is no such run."""
+    def run(self, count: int, align: int = 1, below: int | None = None) -> int | None:
+        """Take `count` neighbouring free frames below frame `below`, the first a multiple of `align`.
+
+        None when there is no such run.
+        """
         starts, ends = self._starts, self._ends
+        limit = self._frames.size if below is None else below
         for index in range(len(starts)):
             start = starts[index]
             first = (start + align - 1) // align * align
-            end = ends[index]
+            end = min(ends[index], limit)
             if first + count <= end:
                 self._cut(index, first, first + count)
                 return first
@@ -141,6 +145,13 @@ class FrameHeap:
         if self.m2p is not None:
             self.m2p.set(mfn, INVALID)
         self._put_back(mfn, 1)
+
+    def restore(self, owner: MemoryOwner, mfn: int) -> None:
+        """Give a frame taken with `PageTypes.steal` back to its owner, contents and all."""
+        frames = self._frames
+        frames.owners[mfn] = owner.tag
+        frames.counts[mfn] = ONE | ALLOCATED
+        owner.pages += 1
 
     def give_back(self, first: int, count: int) -> None:
         """Return frames taken with `run` that were never assigned."""

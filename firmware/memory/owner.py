@@ -42,6 +42,7 @@ class Core(Protocol):
     def flush(self) -> None: ...
     def flush_page(self, va: int) -> None: ...
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None: ...
+    def eflags(self) -> int: ...
     def single_step(self, on: bool) -> None: ...
     def save(self) -> bytes: ...
     def load(self, state: bytes) -> None: ...
@@ -50,7 +51,7 @@ class Core(Protocol):
 class MemoryOwner:
     """A domain as the owner of frames: its tag in the frame table, its allowance, and the cores it may have touched."""
 
-    __slots__ = ("claimed", "compat_entries", "cores", "dying", "generation", "id", "m2p_strict", "maximum", "pages",
+    __slots__ = ("compat_entries", "cores", "dying", "generation", "id", "m2p_strict", "maximum", "pages",
                  "perdomain_entry", "pv32", "tag", "vcpus", "xen_pages")
 
     def __init__(self, domid: int, *, pv32: bool = False, maximum: int = 0, vcpus: int = 1) -> None:
@@ -59,7 +60,6 @@ class MemoryOwner:
         self.pv32 = pv32
         self.pages = 0
         self.maximum = maximum
-        self.claimed = 0
         self.xen_pages = 0
         self.vcpus = vcpus
         self.dying = False

@@ -1,0 +1,487 @@
+"""memory_op: a domain's reservation, as an unprivileged PV guest sees it (Xen 4.17 common/memory.c, x86/mm.c).
+
+Increase, decrease, populate and exchange report how many extents they did rather than an error. Long requests
+are restarted with the number done in the upper bits of the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from firmware.abi import memory as abi
+from firmware.abi.errno import EACCES, EDOM, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi.xen import DOMID_SELF
+from firmware.hypercalls import CONTINUE, GuestFault, HypercallError, HypercallTable
+from firmware.memory.m2p import MachineToPhys
+from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
+from firmware.memory.types import PageTypes
+
+COMMAND_BITS: Final = 6
+"""MEMOP_EXTENT_SHIFT: the bits above hold how many extents an interrupted call has done."""
+COMMAND_MASK: Final = (1 << COMMAND_BITS) - 1
+EXTENTS_LIMIT: Final = 0xFFFF_FFFF >> COMMAND_BITS
+MAX_ORDER: Final = 9
+"""CONFIG_DOMU_MAX_ORDER: the largest extent an unprivileged domain may ask for."""
+SLICE_FRAMES: Final = 2048
+"""Frames handled before the call is restarted."""
+MAP_LIMIT: Final = 1024
+"""E820MAX."""
+M2P_START: Final = 0xFFFF_8000_0000_0000
+M2P_END: Final = 0xFFFF_8040_0000_0000
+COMPAT_M2P_START: Final = 0xF580_0000
+COMPAT_M2P_END: Final = 0xFFE0_0000
+NO_NODE: Final = 0xFF
+WORD: Final = (1 << 64) - 1
+
+
+class _Extents:
+    """One request: a list of extents of the same order in a guest's memory."""
+
+    __slots__ = ("below", "count", "domain", "done", "order", "start", "width")
+
+    def __init__(self, domain: Domain, start: int, count: int, order: int, done: int, below: int, width: int) -> None:
+        self.domain = domain
+        self.start = start
+        self.count = count
+        self.order = order
+        self.done = done
+        self.below = below
+        self.width = width
+
+    def address(self, index: int) -> int:
+        return self.start + index * self.width
+
+
+class Reservation:
+    """The handler. A domain's memory map is `set_memory_map`'s, or all its memory from 0 on."""
+
+    __slots__ = ("_commands", "_domains", "_heap", "_m2p", "_maps", "_size", "_types")
+
+    def __init__(self, types: PageTypes, m2p: MachineToPhys, domains: Domains) -> None:
+        self._types = types
+        self._heap = types.heap
+        self._size = types.frames.size
+        self._m2p = m2p
+        self._domains = domains
+        self._maps: dict[int, tuple[tuple[int, int, int], ...]] = {}
+        self._commands: dict[int, Callable[[VCpu, int, int], int]] = {
+            abi.XENMEM_increase_reservation: self._adjust(self._increase),
+            abi.XENMEM_decrease_reservation: self._adjust(self._decrease),
+            abi.XENMEM_populate_physmap: self._adjust(self._populate),
+            abi.XENMEM_exchange: self._exchange,
+            abi.XENMEM_maximum_ram_page: self._maximum_ram_page,
+            abi.XENMEM_current_reservation: self._statistic(lambda owner: owner.pages),
+            abi.XENMEM_maximum_reservation: self._statistic(lambda owner: owner.maximum),
+            abi.XENMEM_maximum_gpfn: self._statistic(lambda owner: owner.maximum - 1),
+            abi.XENMEM_machphys_mapping: self._machphys_mapping,
+            abi.XENMEM_machphys_mfn_list: self._machphys_list,
+            abi.XENMEM_machphys_compat_mfn_list: self._machphys_compat_list,
+            abi.XENMEM_memory_map: self._memory_map,
+            abi.XENMEM_set_memory_map: self._set_memory_map,
+            abi.XENMEM_machine_memory_map: self._refused,
+            abi.XENMEM_add_to_physmap: self._add_to_physmap,
+            abi.XENMEM_add_to_physmap_batch: self._add_to_physmap_batch,
+            abi.XENMEM_remove_from_physmap: self._remove_from_physmap,
+            abi.XENMEM_claim_pages: self._claim_pages,
+            abi.XENMEM_set_pod_target: self._pod_target,
+            abi.XENMEM_get_pod_target: self._pod_target,
+            abi.XENMEM_get_sharing_freed_pages: self._nothing_shared,
+            abi.XENMEM_get_sharing_shared_pages: self._nothing_shared,
+            abi.XENMEM_access_op: self._access_op,
+            abi.XENMEM_get_vnumainfo: self._vnuma,
+            abi.XENMEM_acquire_resource: self._acquire_resource,
+        }
+
+    def register(self, table: HypercallTable) -> None:
+        """Enter the handler into the hypercall table."""
+        table.register("memory_op", self.memory_op)
+
+    def set_memory_map(self, domid: int, entries: tuple[tuple[int, int, int], ...]) -> None:
+        """Give a domain its memory map: (address, bytes, E820 type) each."""
+        self._maps[domid] = entries
+
+    def forget(self, domid: int) -> None:
+        """A domain is gone."""
+        self._maps.pop(domid, None)
+
+    def memory_op(self, vcpu: VCpu, cmd: int, arg: int) -> int:
+        """Hypercall: run one command on its argument structure."""
+        cmd &= WORD if not vcpu.domain.pv32 else 0xFFFF_FFFF
+        command = self._commands.get(cmd & COMMAND_MASK)
+        return -ENOSYS if command is None else command(vcpu, arg, cmd >> COMMAND_BITS)
+
+    # Helpers
+
+    @staticmethod
+    def _variant(vcpu: VCpu, layout: Any) -> Any:
+        return layout.w32 if vcpu.domain.pv32 else layout.w64
+
+    def _read(self, vcpu: VCpu, layout: Any, at: int) -> Any:
+        return vcpu.space.unpack(at, self._variant(vcpu, layout))
+
+    def _any_domain(self, vcpu: VCpu, domid: int) -> Domain | None:
+        """rcu_lock_domain_by_any_id."""
+        return vcpu.domain if domid == DOMID_SELF else self._domains.by_id(domid)
+
+    def _target(self, vcpu: VCpu, domid: int) -> Domain:
+        """The caller itself; HypercallError ESRCH for an unknown domain, EPERM for another."""
+        domain = self._any_domain(vcpu, domid)
+        if domain is None:
+            raise HypercallError(ESRCH)
+        if domain is not vcpu.domain:
+            raise HypercallError(EPERM)
+        return domain
+
+    # Increase, decrease, populate
+
+    def _adjust(self, work: Callable[[VCpu, _Extents], bool]) -> Callable[[VCpu, int, int], int]:
+        """The common frame of the three: check, work, restart when `work` says there is more to do."""
+        def handler(vcpu: VCpu, arg: int, done: int) -> int:
+            try:
+                request = self._read(vcpu, abi.xen_memory_reservation, arg)
+            except GuestFault:
+                return done
+            if request.nr_extents > EXTENTS_LIMIT or done >= request.nr_extents:
+                return done
+            if self._any_domain(vcpu, request.domid) is not vcpu.domain:
+                return done
+            below = self._frame_limit(request.mem_flags)
+            if below is None or request.extent_order > MAX_ORDER:
+                return done
+            width = 4 if vcpu.domain.pv32 else 8
+            extents = _Extents(vcpu.domain, request.extent_start, request.nr_extents, request.extent_order, done,
+                               below, width)
+            if request.extent_start and not vcpu.space.allowed(extents.address(done), (extents.count - done) * width):
+                return done
+            more = work(vcpu, extents)
+            if more:
+                command = next(number for number, known in self._commands.items() if known is handler)
+                vcpu.restart(extents.done << COMMAND_BITS | command, arg)
+                return CONTINUE
+            return extents.done
+        return handler
+
+    def _frame_limit(self, mem_flags: int) -> int | None:
+        """Frames must lie below this number; None when the request cannot be met."""
+        if mem_flags & abi.XENMEMF_exact_node_request and abi.XENMEMF_get_node(mem_flags) != NO_NODE:
+            return None
+        bits = abi.XENMEMF_get_address_bits(mem_flags)
+        if bits == 0 or bits >= (self._size - 1).bit_length() + 12:
+            return self._size
+        return None if bits <= 12 else 1 << bits - 12
+
+    def _take(self, owner: MemoryOwner, order: int, below: int) -> int | None:
+        count = 1 << order
+        if owner.pages + count > owner.maximum:
+            return None
+        first = self._heap.run(count, count, below)
+        if first is not None:
+            self._heap.assign(owner, first, count)
+        return first
+
+    def _increase(self, vcpu: VCpu, extents: _Extents) -> bool:
+        owner = extents.domain.memory
+        budget = SLICE_FRAMES >> extents.order
+        while extents.done < extents.count:
+            if not budget:
+                return True
+            budget -= 1
+            mfn = self._take(owner, extents.order, extents.below)
+            if mfn is None:
+                break
+            if extents.start:
+                try:
+                    vcpu.space.write(extents.address(extents.done), mfn.to_bytes(extents.width, "little"))
+                except GuestFault:
+                    break
+            extents.done += 1
+        return False
+
+    def _populate(self, vcpu: VCpu, extents: _Extents) -> bool:
+        owner = extents.domain.memory
+        budget = SLICE_FRAMES >> extents.order
+        space = vcpu.space
+        try:
+            while extents.done < extents.count:
+                if not budget:
+                    return True
+                budget -= 1
+                at = extents.address(extents.done)
+                pfn = int.from_bytes(space.read(at, extents.width), "little")
+                mfn = self._take(owner, extents.order, extents.below)
+                if mfn is None:
+                    break
+                for page in range(1 << extents.order):
+                    self._m2p.set(mfn + page, pfn + page & WORD)
+                space.write(at, mfn.to_bytes(extents.width, "little"))
+                extents.done += 1
+        except GuestFault:
+            return False
+        return False
+
+    def _decrease(self, vcpu: VCpu, extents: _Extents) -> bool:
+        owner = extents.domain.memory
+        budget = SLICE_FRAMES >> extents.order
+        try:
+            while extents.done < extents.count:
+                if not budget:
+                    return True
+                budget -= 1
+                mfn = int.from_bytes(vcpu.space.read(extents.address(extents.done), extents.width), "little")
+                for page in range(1 << extents.order):
+                    if not self._remove(owner, mfn + page):
+                        return False
+                extents.done += 1
+        except GuestFault:
+            return False
+        return False
+
+    def _remove(self, owner: MemoryOwner, mfn: int) -> bool:
+        """Give up the domain's own reference to a frame (guest_remove_page)."""
+        if not self._types.get_page(mfn, owner):
+            return False
+        self._types.drop_own_reference(mfn)
+        self._types.put_page(mfn)
+        return True
+
+    # Exchange
+
+    def _exchange(self, vcpu: VCpu, arg: int, done: int) -> int:
+        """XENMEM_exchange: frames of one extent size for as many of another."""
+        if done:
+            return -EINVAL
+        variant = self._variant(vcpu, abi.xen_memory_exchange)
+        request = vcpu.space.unpack(arg, variant)
+        source, target, exchanged = request.in_, request.out, request.nr_exchanged
+        rc = self._exchange_check(vcpu, source, target, exchanged)
+        if rc is None:
+            if exchanged == source.nr_extents:
+                return 0
+            rc, exchanged = self._exchange_chunks(vcpu, source, target, exchanged)
+            if rc > 0:
+                self._store_exchanged(vcpu, variant, arg, exchanged)
+                vcpu.restart(abi.XENMEM_exchange, arg)
+                return CONTINUE
+        self._store_exchanged(vcpu, variant, arg, exchanged)
+        return rc
+
+    @staticmethod
+    def _store_exchanged(vcpu: VCpu, variant: Any, arg: int, exchanged: int) -> None:
+        vcpu.space.write(arg + variant.offset["nr_exchanged"],
+                         exchanged.to_bytes(variant.sizes["nr_exchanged"], "little"))
+
+    def _exchange_check(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> int | None:
+        if max(source.extent_order, target.extent_order) > MAX_ORDER:
+            return -EPERM
+        if exchanged > source.nr_extents or source.domid != target.domid \
+                or WORD >> source.extent_order < source.nr_extents \
+                or WORD >> target.extent_order < target.nr_extents \
+                or source.nr_extents << source.extent_order != target.nr_extents << target.extent_order:
+            return -EINVAL
+        if exchanged == source.nr_extents:
+            return None
+        width = 4 if vcpu.domain.pv32 else 8
+        if not vcpu.space.allowed(source.extent_start, source.nr_extents * width) \
+                or not vcpu.space.allowed(target.extent_start, target.nr_extents * width):
+            return -EFAULT
+        if self._frame_limit(target.mem_flags & ~0xFF) is None:
+            return -EINVAL
+        domain = self._any_domain(vcpu, source.domid)
+        if domain is None:
+            return -ESRCH
+        return None if domain is vcpu.domain else -EPERM
+
+    def _exchange_chunks(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> tuple[int, int]:
+        """The chunks from `exchanged` on: (0 or a negative errno, extents exchanged); 1 when there is more to do."""
+        in_chunk = max(target.extent_order - source.extent_order, 0)
+        out_chunk = max(source.extent_order - target.extent_order, 0)
+        bits = abi.XENMEMF_get_address_bits(target.mem_flags)
+        below = self._size if bits == 0 else min(self._size, 1 << max(bits - 12, 0))
+        budget = max(SLICE_FRAMES >> source.extent_order + in_chunk, 1)
+        for chunk in range(exchanged >> in_chunk, source.nr_extents >> in_chunk):
+            if not budget:
+                return 1, chunk << in_chunk
+            budget -= 1
+            rc = self._exchange_chunk(vcpu, source, target, chunk, (in_chunk, out_chunk), below)
+            if rc:
+                return rc, chunk << in_chunk
+        return 0, source.nr_extents
+
+    def _exchange_chunk(self, vcpu: VCpu, source: Any, target: Any, chunk: int, orders: tuple[int, int],
+                        below: int) -> int:
+        owner, space, types, heap = vcpu.domain.memory, vcpu.space, self._types, self._heap
+        width = 4 if vcpu.domain.pv32 else 8
+        in_chunk, out_chunk = orders
+        stolen: list[int] = []
+        taken: list[int] = []
+        rc = 0
+        try:
+            for extent in range(1 << in_chunk):
+                at = source.extent_start + ((chunk << in_chunk) + extent) * width
+                first = int.from_bytes(space.read(at, width), "little")
+                for page in range(1 << source.extent_order):
+                    rc = types.steal(first + page, owner)
+                    if rc:
+                        break
+                    stolen.append(first + page)
+                if rc:
+                    break
+        except GuestFault:
+            rc = -EFAULT
+        count = 1 << target.extent_order
+        while not rc and len(taken) < 1 << out_chunk:
+            run = heap.run(count, count, below)
+            if run is None:
+                rc = -ENOMEM
+            else:
+                taken.append(run)
+        if rc:
+            for mfn in stolen:
+                heap.restore(owner, mfn)
+            for run in taken:
+                heap.give_back(run, count)
+            return rc
+        for mfn in stolen:
+            heap.release(mfn)
+        for extent, run in enumerate(taken):
+            heap.assign(owner, run, count)
+            at = target.extent_start + ((chunk << out_chunk) + extent) * width
+            try:
+                pfn = int.from_bytes(space.read(at, width), "little")
+                for page in range(count):
+                    self._m2p.set(run + page, pfn + page & WORD)
+                space.write(at, run.to_bytes(width, "little"))
+            except GuestFault:
+                rc = -EFAULT
+        return rc
+
+    # Numbers
+
+    def _maximum_ram_page(self, vcpu: VCpu, arg: int, done: int) -> int:
+        return -EINVAL if done else self._size
+
+    def _statistic(self, value: Callable[[MemoryOwner], int]) -> Callable[[VCpu, int, int], int]:
+        def handler(vcpu: VCpu, arg: int, done: int) -> int:
+            if done:
+                return -EINVAL
+            domid = self._read(vcpu, abi.xen_memory_domain, arg).domid
+            return value(self._target(vcpu, domid).memory)
+        return handler
+
+    def _nothing_shared(self, vcpu: VCpu, arg: int, done: int) -> int:
+        return 0
+
+    # The machine-to-phys table
+
+    def _machphys_mapping(self, vcpu: VCpu, arg: int, done: int) -> int:
+        variant = self._variant(vcpu, abi.xen_machphys_mapping)
+        if vcpu.domain.pv32:
+            fields = {"v_start": COMPAT_M2P_START, "v_end": COMPAT_M2P_END,
+                      "max_mfn": (COMPAT_M2P_END - COMPAT_M2P_START) // 4 - 1}
+        else:
+            fields = {"v_start": M2P_START, "v_end": M2P_END, "max_mfn": (M2P_END - M2P_START) // 8 - 1}
+        vcpu.space.write(arg, variant.pack(**fields))
+        return 0
+
+    def _machphys_list(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if vcpu.domain.pv32:
+            return self._machphys_compat_list(vcpu, arg, done)
+        return self._frames_of(vcpu, arg, self._m2p.base, self._m2p.superpages)
+
+    def _machphys_compat_list(self, vcpu: VCpu, arg: int, done: int) -> int:
+        return self._frames_of(vcpu, arg, self._m2p.compat_base, self._m2p.compat_superpages)
+
+    def _frames_of(self, vcpu: VCpu, arg: int, base: int, superpages: int) -> int:
+        variant = self._variant(vcpu, abi.xen_machphys_mfn_list)
+        request = vcpu.space.unpack(arg, variant)
+        count = min(request.max_extents, superpages)
+        width = 4 if vcpu.domain.pv32 else 8
+        for index in range(count):
+            vcpu.space.write(request.extent_start + index * width,
+                             ((base >> 12) + index * 512).to_bytes(width, "little"))
+        vcpu.space.write(arg + variant.offset["nr_extents"], count.to_bytes(4, "little"))
+        return 0
+
+    # The memory map
+
+    def _map_of(self, domain: Domain) -> tuple[tuple[int, int, int], ...]:
+        return self._maps.get(domain.id, ((0, domain.memory.maximum << 12, abi.E820_RAM),))
+
+    def _memory_map(self, vcpu: VCpu, arg: int, done: int) -> int:
+        variant = self._variant(vcpu, abi.xen_memory_map)
+        request = vcpu.space.unpack(arg, variant)
+        entry = self._variant(vcpu, abi.e820entry)
+        entries = self._map_of(vcpu.domain)[:request.nr_entries]
+        data = b"".join(entry.pack(addr=addr, size=size, type=kind) for addr, size, kind in entries)
+        vcpu.space.write(request.buffer, data)
+        vcpu.space.write(arg + variant.offset["nr_entries"], len(entries).to_bytes(4, "little"))
+        return 0
+
+    def _set_memory_map(self, vcpu: VCpu, arg: int, done: int) -> int:
+        request = self._read(vcpu, abi.xen_foreign_memory_map, arg)
+        if request.map.nr_entries > MAP_LIMIT:
+            return -EINVAL
+        domain = self._target(vcpu, request.domid)
+        entry = self._variant(vcpu, abi.e820entry)
+        data = vcpu.space.read(request.map.buffer, request.map.nr_entries * entry.size)
+        self._maps[domain.id] = tuple((item.addr, item.size, item.type) for item in entry.unpack_all(data))
+        return 0
+
+    # What only translated guests or tools have
+
+    def _refused(self, vcpu: VCpu, arg: int, done: int) -> int:
+        return -EPERM
+
+    def _add_to_physmap(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done > 0xFFFF:
+            return -EDOM
+        request = self._read(vcpu, abi.xen_add_to_physmap, arg)
+        if request.space == abi.XENMAPSPACE_gmfn_foreign:
+            return -ENOSYS
+        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
+
+    def _add_to_physmap_batch(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done > 0xFFFF:
+            return -EDOM
+        request = self._read(vcpu, abi.xen_add_to_physmap_batch, arg)
+        if request.space == abi.XENMAPSPACE_gmfn_range:
+            return -EOPNOTSUPP
+        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
+
+    def _remove_from_physmap(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done:
+            return -EINVAL
+        request = self._read(vcpu, abi.xen_remove_from_physmap, arg)
+        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
+
+    def _claim_pages(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done:
+            return -EINVAL
+        request = self._read(vcpu, abi.xen_memory_reservation, arg)
+        if request.extent_start or request.extent_order or request.mem_flags:
+            return -EINVAL
+        return -EINVAL if self._domains.by_id(request.domid) is None else -EPERM
+
+    def _pod_target(self, vcpu: VCpu, arg: int, done: int) -> int:
+        request = self._read(vcpu, abi.xen_pod_target, arg)
+        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EINVAL
+
+    def _access_op(self, vcpu: VCpu, arg: int, done: int) -> int:
+        vcpu.space.read(arg, 32)
+        return -EPERM
+
+    def _vnuma(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done:
+            return -EINVAL
+        request = self._read(vcpu, abi.xen_vnuma_topology_info, arg)
+        if request.pad:
+            return -EINVAL
+        self._target(vcpu, request.domid)
+        return -EOPNOTSUPP
+
+    def _acquire_resource(self, vcpu: VCpu, arg: int, done: int) -> int:
+        request = self._read(vcpu, abi.xen_mem_acquire_resource, arg)
+        if request.pad or request.frame >> 32 or request.frame + request.nr_frames >> 32:
+            return -EINVAL
+        return -ESRCH if self._domains.by_id(request.domid) is None else -EPERM
