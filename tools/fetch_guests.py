@@ -19,6 +19,7 @@ from firmware.domain.unpack import kernel_of
 from tools import debian, guests_cache, initramfs
 
 KERNEL_META: Final = "linux-image-amd64"
+ELF_MAGIC: Final = b"\x7fELF"
 KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
 
 
@@ -46,7 +47,7 @@ FILES: Final = ("grub-x86_64-xen.bin", "grub-i386-xen.bin", "busybox", "vmlinuz"
 def fetch(place: Path, *, force: bool = False) -> dict[str, guests_cache.Fetched]:
     """Bring the cache folder up to date and return its manifest.
 
-    Raises PackageError, BadImageError, ValueError or OSError.
+    Raises PackageError, ValueError or OSError.
     """
     place.mkdir(parents=True, exist_ok=True)
     manifest = {} if force else guests_cache.read_manifest(place)
@@ -90,8 +91,7 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
     zipped = manifest["vmlinuz"]
     plain = manifest.get("vmlinux")
     if plain is None or plain.version != zipped.version or not _intact(place, manifest, "vmlinux"):
-        data = kernel_of((place / "vmlinuz").read_bytes())
-        _store(place, manifest, "vmlinux", data, zipped.package, zipped.version)
+        _store(place, manifest, "vmlinux", _plain_kernel(place / "vmlinuz"), zipped.package, zipped.version)
     # Cheap enough to make each time, so a changed init is never missed.
     busybox = manifest["busybox"]
     for name, data in initramfs.build_all((place / "busybox").read_bytes()).items():
@@ -99,6 +99,16 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
         if manifest.get(name) != entry or not guests_cache.intact(place / name, entry):
             _store(place, manifest, name, data, busybox.package, busybox.version)
     return manifest != before
+
+
+def _plain_kernel(packed: Path) -> bytes:
+    try:
+        data = kernel_of(packed.read_bytes())
+    except BadImageError as error:
+        raise debian.PackageError(f"{packed.name} of the package: {error}") from error
+    if not data.startswith(ELF_MAGIC):
+        raise debian.PackageError(f"{packed.name} of the package holds no ELF file")
+    return data
 
 
 def _say(text: str) -> None:
@@ -120,7 +130,7 @@ def main(arguments: list[str]) -> int:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         _say(f"real guests cannot be stored in {place}: {reason}")
         return 1
-    except (debian.PackageError, BadImageError, ValueError) as error:
+    except (debian.PackageError, ValueError) as error:
         _say(f"real guests cannot be fetched: {error}")
         return 1
     sources = sorted({f"{entry.package} {entry.version}" for entry in manifest.values()})
