@@ -42,6 +42,7 @@ def kernel(*main: str, data: Iterable[str] = (), bss: Iterable[str] = (), shared
         program.data.extend((runtime.HOOKS, runtime.trap_table(trap_flags or {3: 3, 4: 3})))
         start.append(hypercall("set_trap_table", "&trap_table"))
     if events:
+        start.append(hypercall("set_segment_base", "SEGBASE_GS_KERNEL", "&vcpu_zero"))
         start.append(hypercall("set_callbacks", "&event_upcall", "&crash", "&crash"))
     program.text.extend(("guest_main:", *start, *main, "ret"))
     return program.image()

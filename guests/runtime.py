@@ -377,12 +377,13 @@ frame_return:                           # rsp -> frame
 """
 
 EVENTS: Final = """
-event_scan:                             # call event_hook (rdi = port) for what is pending on vCPU 0
-    lea rbx, [rip + shared_page]
+event_scan:                             # call event_hook (rdi = port) for what is pending on this vCPU
+    mov rbx, qword ptr gs:[0]
     mov byte ptr [rbx + vcpu_info.evtchn_upcall_pending], 0
     xor eax, eax
     xchg rax, [rbx + vcpu_info.evtchn_pending_sel]
     mov r12, rax
+    lea rbx, [rip + shared_page]
 event_word:
     test r12, r12
     jz event_scanned
@@ -407,6 +408,7 @@ event_scanned:
 """
 
 HOOKS: Final = """
+vcpu_zero: .quad shared_page, 0, 0      # where gs points: a vCPU's own words, the first is where its vcpu_info is
 trap_hook: .quad trap_unexpected
 event_hook: .quad crash
 """
