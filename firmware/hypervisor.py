@@ -38,6 +38,7 @@ from firmware.timers import Timers
 from firmware.traps.bounce import Bounce
 from firmware.traps.bounce32 import Bounce32
 from firmware.traps.callbacks import Callbacks
+from firmware.traps.cpuid import CpuidPolicy
 from firmware.traps.debug import DebugRegisters
 from firmware.traps.emulation import Emulation
 from firmware.traps.entry import Traps
@@ -47,6 +48,7 @@ from firmware.vcpus import VCpuOps, time_info
 from firmware.version import Version
 from machine.core import Core
 from machine.machine import Machine
+from machine.registers import RAX, RBX, RCX, RDX
 
 FRAMES_A_MIB: Final = 256
 FIRST_FREE_FRAME: Final = 16
@@ -89,7 +91,11 @@ class Hypervisor:
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
         self._next_domain = 1
+        frames = machine.memory.frames
+        self._cpuid = {pv32: CpuidPolicy(pv32=pv32, frames=frames) for pv32 in (False, True)}
         self._make_subsystems()
+        self.syscall = self.traps.syscall
+        self.exception = self.traps.exception
         for core in machine.cores:
             core.handler = self
 
@@ -101,10 +107,11 @@ class Hypervisor:
         contexts = Contexts(memory, self.memory.heap.xen_frame(), segments, self.memory, debug)
         self.sched_ops = SchedOps(self.scheduler, memory, machine.clock, timers, self.lifecycle)
         iret = Iret(memory, segments, self.lifecycle)
-        self.traps = Traps(memory, calls, Bounce(memory), Bounce32(memory, segments), self.memory.ptwr,
-                           Emulation(self.sched_ops.block, memory), self.memory.descriptors, self.lifecycle)
+        emulation = Emulation(memory, self.sched_ops.block, debug, self.cpuid)
+        self.traps = Traps(memory, calls, Bounce(memory), Bounce32(memory, segments), self.memory.ptwr, emulation,
+                           self.memory.descriptors, self.lifecycle)
         iret.faults = self.traps
-        self.scheduler.enter = contexts.enter
+        self.scheduler.resume = contexts.resume
         self.timers = timers
         for part in (timers, debug, iret, self.sched_ops, EventChannelOps(self.lifecycle), ConsoleIo(), Version(), Platform(),
                      Multicall(calls), Callbacks(segments),
@@ -118,7 +125,7 @@ class Hypervisor:
     def dispatch(self, core: Core) -> int | None:
         """Choose who runs on this core; deliver what came for it; the longest slice in ns, or None."""
         current = core.current
-        if isinstance(current, VCpu) and self.memory.ptwr.active and self.memory.ptwr.pending(current):
+        if isinstance(current, VCpu) and current.storing:
             return 1
         slice_ns = self.scheduler.dispatch(core)
         if slice_ns is None:
@@ -130,17 +137,13 @@ class Hypervisor:
                 return self.dispatch(core)
         return slice_ns
 
-    def syscall(self, core: Core) -> None:
-        """A `syscall` instruction."""
-        self.traps.syscall(core)
-
-    def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
-        """An exception or `int n`."""
-        self.traps.exception(core, vector, error, software)
-
     def cpuid(self, core: Core) -> None:
-        """A `cpuid` instruction of ring 3."""
-        self.traps.cpuid(core)
+        """A `cpuid` instruction of a guest."""
+        vcpu = core.current
+        if isinstance(vcpu, VCpu):
+            q = core.q
+            policy = self._cpuid[vcpu.domain.pv32]
+            q[RAX], q[RBX], q[RCX], q[RDX] = policy.leaf(vcpu.id, q[RAX], q[RCX], core.cpuid)
 
     # --- domains ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +180,6 @@ class Hypervisor:
         shared = memory.heap.xen_frame()
         memory.heap.share_with(shared, owner)
         domain.shared_info = shared << 12
-        memory.name_frames(frames)
         domain.vcpus.extend(VCpu(domain, index) for index in range(config.vcpus))
         self._shared_info(domain)
         domain.events = EventChannels(domain, machine_memory, self.scheduler)
@@ -185,6 +187,8 @@ class Hypervisor:
         console_port = domain.events.connect_backend(lambda: domain.console.serve())
         built = build(machine_memory, frames, config.image, cmdline=config.cmdline, ramdisk=config.ramdisk,
                       shared_info_mfn=shared, console_port=console_port, store_port=store_port)
+        memory.name_frames(built.frames)
+        domain.vm_assist = built.vm_assist
         domain.console = DomainConsole(machine_memory, built.console_mfn << 12,
                                        lambda: domain.events.raise_port(console_port))
         for vcpu in domain.vcpus:

@@ -16,6 +16,7 @@ from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
     CS,
+    DR7,
     DS,
     ES,
     FS,
@@ -33,6 +34,8 @@ from machine.registers import (
     RIP,
     RSI,
     RSP,
+    SEG_BASE,
+    SEG_SELECTOR,
     SS,
 )
 
@@ -44,6 +47,10 @@ PAGE_MASK: Final = 0xFFF
 LOWEST_CANONICAL_HIGH: Final = ((1 << 64) - 1) ^ ((1 << 47) - 1)
 GENERAL_64: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 GENERAL_32: Final = {"eax": RAX, "ecx": RCX, "edx": RDX, "ebx": RBX, "esp": RSP, "ebp": RBP, "esi": RSI, "edi": RDI}
+NULL_SELECTORS: Final = 3
+"""Selectors 0 to 3 are null."""
+BREAKPOINTS_ACTIVE: Final = 0xFF
+"""DR7's enable bits."""
 CR0_TS: Final = 1 << 3
 CR4_GUEST: Final = 1 << 2 | 1 << 3
 """CR4 bits that are a PV guest's own: TSD and DE."""
@@ -71,7 +78,7 @@ class SegmentLoader(Protocol):
 class Roots(Protocol):
     """Who takes page-table roots and descriptor tables for a vCPU."""
 
-    def take_root(self, vcpu: VCpu, mfn: int) -> int: ...
+    def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int: ...
     def set_gdt(self, vcpu: VCpu, frames: list[int], entries: int) -> int: ...
 
 
@@ -127,6 +134,8 @@ class Contexts:
         for number in (0, 1, 2, 3, 6, 7):
             self._debug.set_debugreg(vcpu, number, context.debugreg[number])
         vcpu.cr4 = context.ctrlreg[4] & CR4_GUEST
+        if not pv32:
+            vcpu.gs_shadow = context.gs_base_user
         vcpu.cr0_ts = bool(context.ctrlreg[0] & CR0_TS)
         vcpu.entry = self._entry(context, pv32)
         vcpu.iopl = vcpu.entry.flags & EFLAGS_IOPL
@@ -169,13 +178,13 @@ class Contexts:
     def _take_roots(self, vcpu: VCpu, context: Any, pv32: bool) -> int:
         cr3 = context.ctrlreg[3]
         mfn = (cr3 >> 12 & 0xFFFFF | (cr3 & 0xFFF) << 20) if pv32 else cr3 >> 12
-        result = self._roots.take_root(vcpu, mfn)
+        result = self._roots.take_root(vcpu, mfn, kernel=True)
         if result:
             return result
         vcpu.kernel_root = mfn
         if not pv32 and context.ctrlreg[1]:
             user = context.ctrlreg[1] >> 12
-            result = self._roots.take_root(vcpu, user)
+            result = self._roots.take_root(vcpu, user, kernel=False)
             if result:
                 return result
             vcpu.user_root = user
@@ -197,12 +206,30 @@ class Contexts:
         general = {index: getattr(regs, name) for index, name in enumerate(GENERAL_64)}
         return Entry(general, regs.rip, regs.rflags, selectors, context.fs_base, context.gs_base_kernel, fpu)
 
-    def enter(self, vcpu: VCpu, core: Core) -> None:
-        """Load the registers of a vCPU that runs for the first time."""
-        entry = vcpu.entry
-        if entry is None:
-            return
-        vcpu.entry = None
+    def resume(self, vcpu: VCpu, core: Core) -> None:
+        """The vCPU was just loaded on a core: its first registers, its data segments, its breakpoints."""
+        if vcpu.entry is not None:
+            self._enter(vcpu, core, vcpu.entry)
+            vcpu.entry = None
+        else:
+            self._load_data_segments(vcpu, core)
+        if vcpu.debugreg[7] & BREAKPOINTS_ACTIVE or core.q[DR7] & BREAKPOINTS_ACTIVE:
+            first, second, third, fourth = vcpu.debugreg[:4]
+            core.set_breakpoints((first, second, third, fourth), vcpu.debugreg[7])
+
+    def _load_data_segments(self, vcpu: VCpu, core: Core) -> None:
+        """Selectors other than null are read from the tables anew; one that is not there any more is the failsafe's case."""
+        d, q = core.d, core.q
+        for register in (DS, ES, FS, GS):
+            selector = d[SEG_SELECTOR[register]] & 0xFFFF
+            if selector > NULL_SELECTORS:
+                base = q[SEG_BASE[register]]
+                if not self._segments.load(vcpu, core, register, selector):
+                    vcpu.failsafe_pending = True
+                elif not vcpu.domain.pv32 and register in (FS, GS):
+                    q[SEG_BASE[register]] = base
+
+    def _enter(self, vcpu: VCpu, core: Core, entry: Entry) -> None:
         pv32 = vcpu.domain.pv32
         core.set_mode(not pv32, entry.selectors[CS] & 3 if pv32 else 3)
         for index, value in entry.general.items():
@@ -214,8 +241,8 @@ class Contexts:
         core.d[GDT_LIMIT] = GDT_BYTES - 1
         vcpu.load_ldt()
         for register, selector in entry.selectors.items():
-            if not self._segments.load(vcpu, core, register, selector) and register not in (CS, SS):
-                self._segments.load(vcpu, core, register, 0)
+            if not self._segments.load(vcpu, core, register, selector):
+                vcpu.failsafe_pending = True
         if not pv32:
             core.q[FS_BASE] = entry.fs_base
             core.q[GS_BASE] = entry.gs_base

@@ -71,7 +71,7 @@ class VCpu:
         "sysenter_masks", "traps", "info", "cr0_ts", "cr4", "debugreg", "dr7_emul", "iopl", "nmi_pending", "pause_flags",
         "poll_ports", "virqs", "runstate", "runstate_since", "runstate_times", "runstate_area", "time_area", "single_shot",
         "periodic", "period_ns", "poll_timer", "last_time", "recent_calls", "recent_at",
-        "restarted", "entry",
+        "restarted", "failsafe_pending", "storing", "entry",
     )
 
     def __init__(self, domain: Domain, number: int) -> None:
@@ -121,6 +121,10 @@ class VCpu:
         self.dr7_emul = 0
         self.iopl = 0
         self.nmi_pending = False
+        self.storing = False
+        """In the middle of an emulated store to a page table: nothing is delivered, nobody else runs."""
+        self.failsafe_pending = False
+        """A data segment could not be loaded when it was switched to: it enters its failsafe callback first."""
         self.pause_flags = PAUSE_DOWN
         self.poll_ports: tuple[int, ...] = NO_POLL
         self.virqs: dict[int, int] = {}

@@ -44,7 +44,7 @@ class MemoryFloor:
 
         self.reservation = Reservation(self.types, self.m2p, domains)
         self.grants = Grants(self.types, self.mmu.update, domains)
-        self.ptwr = Ptwr(self.types, self.mmu.update)
+        self.ptwr = Ptwr(self.types, self.mmu.update, self.heap, cores)
 
     def register(self, table: HypercallTable) -> None:
         """Put every memory hypercall into the table."""

@@ -41,8 +41,8 @@ class Scheduler:
     def __init__(self, machine: Machine, policy: Policy, shootdown: Shootdown) -> None:
         self._machine = machine
         self._shootdown = shootdown
-        self.enter: Callable[[VCpu, Core], None]
-        """Loads the first registers of a vCPU that never ran (set by the composition root)."""
+        self.resume: Callable[[VCpu, Core], None]
+        """Told of each vCPU that was loaded on a core (set by the composition root)."""
         self.policy = policy
         self.switches = 0
 
@@ -139,8 +139,7 @@ class Scheduler:
         core.flush()
         self._shootdown.leave(core)
         self._shootdown.enter(core, vcpu.domain.memory)
-        if vcpu.entry is not None:
-            self.enter(vcpu, core)
+        self.resume(vcpu, core)
         self.switches += 1
 
     def unload(self, core: Core) -> None:

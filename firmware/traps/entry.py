@@ -14,7 +14,7 @@ from firmware.abi import arch_x86, errno, xen
 from firmware.domain.vcpu import NO_TRAP, RECENT_CALLS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, HypercallTable
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
-from firmware.traps.bounce import EFLAGS_DF, Bounce, BounceError
+from firmware.traps.bounce import EFLAGS_DF, EFLAGS_TF, Bounce, BounceError
 from firmware.traps.bounce32 import Bounce32
 from machine.core import Core
 from machine.memory import MachineMemory
@@ -22,6 +22,10 @@ from machine.registers import (
     CR2,
     CS,
     DR6,
+    DS,
+    ES,
+    FS,
+    GS,
     R8,
     R9,
     R10,
@@ -75,10 +79,7 @@ VECTOR_NAMES: Final = {
 class DirectWrites(Protocol):
     """The emulation of stores to page tables."""
 
-    active: int
-
     def begin(self, vcpu: VCpu, va: int, error: int) -> bool: ...
-    def pending(self, vcpu: VCpu) -> bool: ...
     def finish(self, vcpu: VCpu) -> bool: ...
     def cancel(self, vcpu: VCpu) -> None: ...
 
@@ -139,8 +140,8 @@ class Traps:
         """`syscall` at CPL 3; RIP is behind it."""
         vcpu: Any = core.current
         try:
-            if self._writes.active and self._writes.pending(vcpu):
-                self._writes.cancel(vcpu)
+            if vcpu.storing:
+                self._cancel_store(vcpu)
             if vcpu.in_kernel:
                 self._hypercall(vcpu, core)
             else:
@@ -263,8 +264,8 @@ class Traps:
 
     def inject(self, vcpu: VCpu, core: Core, vector: int, error: int) -> None:
         """Deliver an exception through the guest's virtual IDT; `error` below 0: the vector has none."""
-        if self._writes.active and self._writes.pending(vcpu):
-            self._writes.cancel(vcpu)
+        if vcpu.storing:
+            self._cancel_store(vcpu)
         trap: Trap = vcpu.traps[vector]
         if trap is NO_TRAP or not trap.address:
             raise BounceError(self._unhandled(core, vector, error))
@@ -284,6 +285,10 @@ class Traps:
         code = f", error code {error:#x}" if error >= 0 else ""
         return f"it raised {name}{at}{code} and has no handler for it"
 
+    def _cancel_store(self, vcpu: VCpu) -> None:
+        vcpu.storing = False
+        self._writes.cancel(vcpu)
+
     def _software(self, vcpu: VCpu, core: Core, vector: int) -> None:
         kernel = vcpu.in_kernel
         if vector == COMPAT_HYPERCALL and vcpu.domain.pv32 and kernel:
@@ -298,11 +303,13 @@ class Traps:
         self.inject(vcpu, core, PROTECTION, vector << 3 | ERROR_FROM_IDT)
 
     def _debug(self, vcpu: VCpu, core: Core, _error: int) -> None:
-        writes = self._writes
-        if writes.active and writes.pending(vcpu):
-            if not writes.finish(vcpu):
+        if vcpu.storing:
+            vcpu.storing = False
+            if not self._writes.finish(vcpu):
                 self.inject(vcpu, core, PAGE_FAULT, PF_PRESENT | PF_WRITE)
-            return
+                return
+            if not core.eflags() & EFLAGS_TF:
+                return
         vcpu.debugreg[6] |= core.q[DR6]
         self.inject(vcpu, core, DEBUG, -1)
 
@@ -349,7 +356,8 @@ class Traps:
     def _page_fault(self, vcpu: VCpu, core: Core, error: int) -> None:
         address = core.q[CR2]
         if vcpu.in_kernel and error & (PF_PRESENT | PF_WRITE) == PF_PRESENT | PF_WRITE and not error & PF_INSTRUCTION:
-            if self._writes.begin(vcpu, address, error):
+            vcpu.storing = self._writes.begin(vcpu, address, error)
+            if vcpu.storing:
                 return
         if not error & PF_USER and self._descriptor_fault(vcpu, core, address):
             return
@@ -370,7 +378,7 @@ class Traps:
 
     def deliver(self, vcpu: VCpu, core: Core) -> None:
         """A pending NMI, else pending events that are not masked: enter the guest for them."""
-        if self._writes.active and self._writes.pending(vcpu):
+        if vcpu.storing:
             return
         if vcpu.nmi_pending:
             trap = vcpu.traps[NMI]
@@ -390,11 +398,23 @@ class Traps:
     def dispatched(self, vcpu: VCpu, core: Core) -> None:
         """About to run this vCPU: deliver what came in the meantime."""
         info = vcpu.info
-        if self._bytes[info] and not self._bytes[info + 1] or vcpu.nmi_pending:
-            try:
+        try:
+            if vcpu.failsafe_pending:
+                vcpu.failsafe_pending = False
+                self._failsafe(vcpu, core)
+            if self._bytes[info] and not self._bytes[info + 1] or vcpu.nmi_pending:
                 self.deliver(vcpu, core)
-            except BounceError as error:
-                self._ends.crash(vcpu, str(error))
+        except BounceError as error:
+            self._ends.crash(vcpu, str(error))
+
+    def _failsafe(self, vcpu: VCpu, core: Core) -> None:
+        """The selectors are in the frame; the registers themselves become null."""
+        if vcpu.domain.pv32:
+            self._bounce32.enter(vcpu, core, vcpu.failsafe_cs, vcpu.failsafe_address, vcpu.failsafe_masks, failsafe=True)
+        else:
+            self._bounce.enter(vcpu, core, vcpu.failsafe_address, vcpu.failsafe_masks, failsafe=True)
+        for register in (DS, ES, FS, GS):
+            core.set_segment(register, 0, 0, 0, 0)
 
     def named_counts(self) -> dict[str, int]:
         """How often each kind of trap came, by name."""
