@@ -27,6 +27,13 @@ LISTS: Final = Path("/var/lib/apt/lists")
 TIMEOUT_S: Final = 600
 UPDATE_HINT: Final = "run `apt-get update` as root, then try again"
 
+REASONS: Final = (
+    ("No space left on device", "the disk is full"),
+    ("Temporary failure resolving|Could not resolve|[Cc]ould not connect|[Uu]nable to connect|unreachable",
+     "the package server cannot be reached"),
+)
+"""What apt says about the commonest troubles, and how we say it."""
+
 
 class PackageError(Exception):
     """A package could not be had; the text is one sentence for the user."""
@@ -83,10 +90,17 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise PackageError(f"{' '.join(command)} gave no result in {TIMEOUT_S} s") from None
     if done.returncode:
-        complaints = [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]
-        reason = complaints[0] if complaints else f"status {done.returncode}"
-        raise PackageError(f"{command[0]} {command[-1]}: {reason} ({UPDATE_HINT})")
+        raise PackageError(f"{command[0]} {command[-1]}: {_reason(done.stderr, done.returncode)}")
     return done.stdout
+
+
+def _reason(stderr: str, status: int) -> str:
+    """Why apt failed, out of what it said."""
+    for symptom, reason in REASONS:
+        if re.search(symptom, stderr):
+            return reason
+    complaints = [line[2:].strip() for line in stderr.splitlines() if line.startswith("E:")]
+    return f"{complaints[0] if complaints else f'exit status {status}'} ({UPDATE_HINT})"
 
 
 def members(package: Path, wanted: Iterable[str]) -> dict[str, bytes]:

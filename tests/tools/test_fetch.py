@@ -173,6 +173,19 @@ def test_an_unknown_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("said", "reason"), [
+    ("E: Failed to fetch http://server/a.deb  Temporary failure resolving 'server'", "cannot be reached"),
+    ("E: Failed to fetch http://server/a.deb  Could not connect to server:80", "cannot be reached"),
+    ("E: Failed to fetch http://server/a.deb  write (28: No space left on device)", "the disk is full"),
+    ("E: Failed to fetch http://server/a.deb  404  Not Found", "apt-get update"),
+    ("", "exit status 100"),
+])
+def test_apt_in_trouble(tmp_path: Path, said: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script(tmp_path / "tools" / "apt-get", f'echo "{said}" >&2; exit 100')
+    assert reason in failure(capsys)
+
+
+@pytest.mark.usefixtures("place")
 def test_no_kernel_in_the_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script(tmp_path / "tools" / "apt-cache", "echo linux-image-amd64")
     assert "names no linux-image" in failure(capsys)
