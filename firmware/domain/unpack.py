@@ -27,6 +27,8 @@ FIRST_WITH_PAYLOAD: Final = 0x208
 """The setup header of a bzImage: offsets, and the first protocol that says where the payload is."""
 
 GZIP: Final = b"\x1f\x8b"
+XZ_MEMORY: Final = 512 << 20
+"""Bytes a dictionary may take."""
 ZSTD_STEP: Final = 4096
 """Bytes fed at once: they yield at most 128 MiB."""
 ZSTD_WINDOW: Final = 128 << 20
@@ -104,12 +106,12 @@ def _bzip2(data: bytes) -> bytes:
 
 
 def _xz(data: bytes) -> bytes:
-    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LARGEST)
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
     return _complete(stream.decompress(data, LARGEST + 1), stream.eof)
 
 
 def _lzma(data: bytes) -> bytes:
-    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=LARGEST)
+    stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=XZ_MEMORY)
     return _complete(stream.decompress(data, LARGEST + 1), stream.eof)
 
 
