@@ -44,7 +44,7 @@ class MemoryFloor:
 
         self.reservation = Reservation(self.types, self.m2p, domains)
         self.grants = Grants(self.types, self.mmu.update, domains)
-        self.ptwr = Ptwr(self.types, self.mmu.update, self.heap, cores)
+        self.ptwr = Ptwr(self.types, self.mmu.update)
 
     def register(self, table: HypercallTable) -> None:
         """Put every memory hypercall into the table."""
@@ -65,8 +65,10 @@ class MemoryFloor:
         for vcpu in domain.vcpus:
             if vcpu is not None:
                 self._drop_vcpu(vcpu)
+        self.grants.release(owner)
         while self.types.release_all(owner):
             pass
+        self.reservation.forget(domain.id)
         self.descriptors.remove(domain.id).release(self.heap)
         self.types.remove_owner(owner)
 

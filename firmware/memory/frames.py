@@ -65,10 +65,10 @@ class FrameTable:
         self.count_array: np.ndarray[Any, np.dtype[np.uint64]] = np.zeros(frames, dtype=np.uint64)
         self.type_array: np.ndarray[Any, np.dtype[np.uint64]] = np.zeros(frames, dtype=np.uint64)
         self.stamp_array: np.ndarray[Any, np.dtype[np.uint64]] = np.zeros(frames, dtype=np.uint64)
-        self.owners = memoryview(self.owner_array)
-        self.counts = memoryview(self.count_array)
-        self.types = memoryview(self.type_array)
-        self.stamps = memoryview(self.stamp_array)
+        self.owners = _view(self.owner_array)
+        self.counts = _view(self.count_array)
+        self.types = _view(self.type_array)
+        self.stamps = _view(self.stamp_array)
         self.linear: dict[int, int] = {}
 
     def owner_of(self, mfn: int) -> int | None:
@@ -92,3 +92,7 @@ class FrameTable:
         """All frames domain `domid` owns, ascending."""
         frames: list[int] = np.flatnonzero(self.owner_array == domid + 1).tolist()
         return frames
+
+
+def _view(array: Any) -> memoryview:
+    return memoryview(array)

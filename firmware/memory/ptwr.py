@@ -10,13 +10,11 @@ The guest must have asked for it with the writable_pagetables assist; without it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 
 from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED
-from firmware.memory.heap import FrameHeap
-from firmware.memory.owner import Core, VCpu
+from firmware.memory.owner import VCpu
 from firmware.memory.pte import ADDRESS, PRESENT, RW
 from firmware.memory.types import PageTypes
 from firmware.memory.update import EntryUpdate
@@ -51,13 +49,14 @@ class Ptwr:
 
     __slots__ = ("_memory", "_scratch", "_stores", "_types", "_update", "_words", "emulated", "refused")
 
-    def __init__(self, types: PageTypes, update: EntryUpdate, heap: FrameHeap, cores: Sequence[Core]) -> None:
+    def __init__(self, types: PageTypes, update: EntryUpdate) -> None:
         self._types = types
         self._update = update
         self._memory = types.memory
         self._words = types.memory.words
-        self._scratch = [heap.xen_frame() for _ in cores]
-        self._stores: list[_Store | None] = [None] * len(cores)
+        cores = len(types.shootdown.flushed)
+        self._scratch = [types.heap.xen_frame() for _ in range(cores)]
+        self._stores: list[_Store | None] = [None] * cores
         self.emulated = 0
         self.refused = 0
 

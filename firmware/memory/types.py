@@ -25,7 +25,6 @@ from firmware.memory.frames import (
     ONE,
     PAE_XEN_L2,
     PINNED,
-    SEGMENT_DESCRIPTORS,
     SHARED,
     TYPE_MASK,
     VALID_MASK,
@@ -43,6 +42,8 @@ from firmware.memory.xen_slots import XenSlots
 
 WRITABLE_VALIDATED: Final = WRITABLE | VALIDATED
 IO_TAG: Final = DOMID_IO + 1
+RELEASE_STEP: Final = 1 << 16
+"""Frames of a dead domain handled in one step."""
 
 
 class PageTypes:
@@ -74,8 +75,10 @@ class PageTypes:
         self._by_tag[owner.tag] = owner
 
     def remove_owner(self, owner: MemoryOwner) -> None:
-        """Forget an owner that has no frames left."""
-        self._by_tag.pop(owner.tag, None)
+        """Forget a dead owner; frames others still have mapped keep it known until the last of them goes."""
+        owner.dying = True
+        if not owner.pages:
+            self._by_tag.pop(owner.tag, None)
 
     def owner_of(self, mfn: int) -> MemoryOwner | None:
         """The domain that owns frame `mfn`, when it is a domain."""
@@ -131,6 +134,8 @@ class PageTypes:
                 owner.xen_pages -= 1
             else:
                 owner.pages -= 1
+                if owner.dying and not owner.pages:
+                    self._by_tag.pop(owner.tag, None)
         self.heap.release(mfn)
 
     # Type references
@@ -279,34 +284,25 @@ class PageTypes:
         """Pin the root the builder made: an L4 table, or a PAE guest's L3 table. 0 or a negative errno."""
         return self.pin(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
 
-    def release_all(self, owner: MemoryOwner) -> int:
-        """Take everything from a dead domain, whose vCPUs run nowhere and hold no root any more.
+    def release_all(self, owner: MemoryOwner) -> bool:
+        """Take everything from a dead domain, whose vCPUs run nowhere and hold no root any more, a step at a time.
 
-        Pins go first, then the domain's own references, then tables that keep each other alive (linear page
-        tables) are taken apart by force. Returns how many frames stay because others still refer to them (grants).
+        Pins go first, then the domain's own references. True while there is more to do. What other domains still have
+        mapped (grants) stays until they let go of it, and then returns to the heap by itself.
         """
         owner.dying = True
         frames = self.frames
-        mine = np.flatnonzero(frames.owner_array == owner.tag)
-        pinned = mine[(frames.type_array[mine] & np.uint64(PINNED)) != 0]
-        for mfn in pinned.tolist():
+        mine = (frames.owner_array == owner.tag).nonzero()[0]
+        pinned = mine[(frames.type_array[mine] & np.uint64(PINNED)) != 0].tolist()
+        for mfn in pinned[:RELEASE_STEP]:
             self.types[mfn] &= ~PINNED
             self.put_page_and_type(mfn)
-        for mfn in mine.tolist():
-            if self.owners[mfn] == owner.tag:
-                self.drop_own_reference(mfn)
-        for mfn in mine.tolist():
-            word = self.types[mfn]
-            if self.owners[mfn] == owner.tag and word >= ONE and L1_TABLE <= word & TYPE_MASK <= L4_TABLE \
-                    and word & VALIDATED:
-                self.counts[mfn] += ONE
-                self.types[mfn] = word & ~VALIDATED
-                self.validator.demote(mfn, word)
-                self.put_page(mfn)
-        left = np.flatnonzero(frames.owner_array == owner.tag)
-        if not len(left):
-            self.remove_owner(owner)
-        return len(left)
+        if pinned:
+            return True
+        held = mine[(frames.count_array[mine] & np.uint64(ALLOCATED)) != 0].tolist()
+        for mfn in held[:RELEASE_STEP]:
+            self.drop_own_reference(mfn)
+        return len(held) > RELEASE_STEP
 
     def describe(self, mfn: int) -> str:
         """One frame's state, for reports."""
@@ -314,5 +310,3 @@ class PageTypes:
         return (f"frame {mfn:#x}: owner {self.frames.owner_of(mfn)}, references {count >> COUNT_SHIFT}, "
                 f"type {word & TYPE_MASK} x {word >> COUNT_SHIFT}, flags {word & 0xF8:#x}")
 
-
-__all__ = ["IO_TAG", "SEGMENT_DESCRIPTORS", "WRITABLE_VALIDATED", "PageTypes"]

@@ -1,0 +1,608 @@
+"""grant_table_op: one domain lets another use its frames (Xen 4.17 common/grant_table.c, x86 pv/grant_table.c).
+
+A mapping holds a reference to the frame, and a type reference when it may write; unmapping flushes before either
+is dropped. Statuses (GNTST_*) go into each operation's structure, errnos are the call's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from firmware.abi import grant_table as abi
+from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi.xen import DOMID_SELF
+from firmware.hypercalls import CONTINUE, HypercallTable
+from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
+from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
+from firmware.memory.m2p import INVALID
+from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
+from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, PRESENT, RW, USER, adjust_l1
+from firmware.memory.types import PageTypes
+from firmware.memory.update import EntryUpdate
+
+COMMAND_MASK: Final = 0xFFF
+"""GNTTABOP_CMD_MASK: above are continuation arguments, which a guest does not pass."""
+MAP_KINDS: Final = abi.GNTMAP_device_map | abi.GNTMAP_host_map
+AVAILABLE_SHIFT: Final = 16
+SLICE: Final = 256
+"""Operations done before the call is restarted."""
+FRAME: Final = 4096
+
+
+class Grants:
+    """The handler and every domain's table."""
+
+    __slots__ = ("_commands", "_domains", "_memory", "_tables", "_types", "_update", "max_version")
+
+    def __init__(self, types: PageTypes, update: EntryUpdate, domains: Domains) -> None:
+        self._types = types
+        self._memory = types.memory
+        self._update = update
+        self._domains = domains
+        self._tables: dict[int, GrantTable] = {}
+        self.max_version = 2
+        self._commands: dict[int, Callable[[VCpu, int, int], int]] = {
+            abi.GNTTABOP_map_grant_ref: self._each(abi.gnttab_map_grant_ref, self._map),
+            abi.GNTTABOP_unmap_grant_ref: self._each(abi.gnttab_unmap_grant_ref, self._unmap),
+            abi.GNTTABOP_unmap_and_replace: self._each(abi.gnttab_unmap_and_replace, self._unmap_and_replace),
+            abi.GNTTABOP_transfer: self._each(abi.gnttab_transfer, self._transfer),
+            abi.GNTTABOP_copy: self._each(abi.gnttab_copy, self._copy),
+            abi.GNTTABOP_swap_grant_ref: self._each(abi.gnttab_swap_grant_ref, self._swap),
+            abi.GNTTABOP_setup_table: self._setup_table,
+            abi.GNTTABOP_query_size: self._query_size,
+            abi.GNTTABOP_set_version: self._set_version,
+            abi.GNTTABOP_get_version: self._get_version,
+            abi.GNTTABOP_get_status_frames: self._get_status_frames,
+            abi.GNTTABOP_cache_flush: self._cache_flush,
+        }
+
+    def register(self, table: HypercallTable) -> None:
+        """Enter the handler into the hypercall table."""
+        table.register("grant_table_op", self.grant_table_op)
+
+    # Tables
+
+    def table(self, owner: MemoryOwner) -> GrantTable:
+        """A domain's table; made when first needed. MemoryError when there is no frame for it."""
+        table = self._tables.get(owner.id)
+        if table is None:
+            table = self._tables[owner.id] = GrantTable(self._memory, self._types.heap, owner, MAX_FRAMES)
+        return table
+
+    def seed(self, owner: MemoryOwner, ref: int, domid: int, mfn: int) -> None:
+        """Write a grant on a new domain's behalf: reserved entry `ref` lets `domid` use frame `mfn`."""
+        self.table(owner).store_entry(ref, abi.GTF_permit_access | domid << 16, mfn)
+
+    def release(self, owner: MemoryOwner) -> None:
+        """A domain has died: let go of all it had mapped, and of its table's frames."""
+        table = self._tables.get(owner.id)
+        if table is None:
+            return
+        for handle, mapping in enumerate(table.mappings):
+            if mapping is not None:
+                self._drop(mapping, mapping.flags & MAP_KINDS | mapping.flags & abi.GNTMAP_readonly)
+                table.mappings[handle] = None
+        if not table.active:
+            del self._tables[owner.id]
+
+    def grant_table_op(self, vcpu: VCpu, cmd: int, uop: int, count: int) -> int:
+        """Hypercall: `count` operations of one kind."""
+        count &= 0xFFFF_FFFF
+        cmd &= 0xFFFF_FFFF
+        if count >> 31:
+            return -EINVAL
+        if cmd & ~COMMAND_MASK and cmd & COMMAND_MASK != abi.GNTTABOP_cache_flush:
+            return -EINVAL
+        command = self._commands.get(cmd & COMMAND_MASK)
+        return -ENOSYS if command is None else command(vcpu, uop, count)
+
+    # Helpers
+
+    @staticmethod
+    def _variant(vcpu: VCpu, layout: Any) -> Any:
+        return layout.w32 if vcpu.domain.pv32 else layout.w64
+
+    def _each(self, layout: Any, operation: Callable[[VCpu, Any], dict[str, int]]) -> Callable[[VCpu, int, int], int]:
+        """A command over an array: each element is read, done, and the fields `operation` returns are stored back."""
+        def handler(vcpu: VCpu, uop: int, count: int) -> int:
+            variant = self._variant(vcpu, layout)
+            size = variant.size
+            space = vcpu.space
+            if not space.allowed(uop, count * size):
+                return -EFAULT
+            for index in range(min(count, SLICE)):
+                at = uop + index * size
+                for field, value in operation(vcpu, space.unpack(at, variant)).items():
+                    width = variant.sizes[field]
+                    space.write(at + variant.offset[field], (value & (1 << width * 8) - 1).to_bytes(width, "little"))
+            if count > SLICE:
+                command = next(number for number, known in self._commands.items() if known is handler)
+                vcpu.restart(command, uop + SLICE * size, count - SLICE)
+                return CONTINUE
+            return 0
+        return handler
+
+    def _any_domain(self, vcpu: VCpu, domid: int) -> Domain | None:
+        return vcpu.domain if domid == DOMID_SELF else self._domains.by_id(domid)
+
+    def _own(self, vcpu: VCpu, domid: int) -> int:
+        """The status for an operation on another domain's table, GNTST_okay for the caller's own."""
+        domain = self._any_domain(vcpu, domid)
+        if domain is None:
+            return abi.GNTST_bad_domain
+        return abi.GNTST_okay if domain is vcpu.domain else abi.GNTST_permission_denied
+
+    # Mapping
+
+    def _map(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        flags = request.flags
+        if not flags & MAP_KINDS:
+            return {"status": abi.GNTST_bad_gntref}
+        remote = self._domains.by_id(request.dom)
+        if remote is None:
+            return {"status": abi.GNTST_bad_domain}
+        mine = self.table(vcpu.domain.memory)
+        handle = mine.new_handle()
+        if handle is None:
+            return {"status": abi.GNTST_no_device_space}
+        status, mfn = self._map_grant(vcpu, request, flags, remote)
+        if status != abi.GNTST_okay:
+            mine.free_handle(handle)
+            return {"status": status}
+        mine.mappings[handle] = Mapping(request.dom, request.ref, flags)
+        return {"status": status, "handle": handle, "dev_bus_addr": mfn << 12}
+
+    def _map_grant(self, vcpu: VCpu, request: Any, flags: int, remote: Domain) -> tuple[int, int]:
+        table = self.table(remote.memory)
+        ref = request.ref
+        readonly = bool(flags & abi.GNTMAP_readonly)
+        status, active = self._use(table, ref, vcpu.domain.id, readonly=readonly)
+        if active is None:
+            return status, 0
+        self._count(active, flags, 1)
+        status = self._enter_mapping(vcpu, request.host_addr, active.mfn, flags, remote.memory)
+        if status != abi.GNTST_okay:
+            self._count(active, flags, -1)
+            table.release(ref, active, readonly=readonly)
+        return status, active.mfn
+
+    def _use(self, table: GrantTable, ref: int, domid: int, *, readonly: bool) -> tuple[int, Active | None]:
+        """Check a whole-page grant and mark it used; no use is counted yet."""
+        if ref >= table.entries:
+            return abi.GNTST_bad_gntref, None
+        low, high = table.words(ref)
+        active = table.active.get(ref)
+        if active is not None and (active.domid != domid or active.full or active.sub_page):
+            return abi.GNTST_general_error, None
+        if active is None or (not readonly and not active.writers):
+            status = table.claim(ref, low, domid, pinned=active is not None, readonly=readonly, mapping=True)
+            if status != abi.GNTST_okay:
+                return status, None
+        if active is None:
+            active = table.active[ref] = Active(domid, high)
+            if not self._types.get_page(high, table.owner):
+                table.release(ref, active, readonly=readonly)
+                return abi.GNTST_bad_page, None
+            self._types.put_page(high)
+        return abi.GNTST_okay, active
+
+    @staticmethod
+    def _count(active: Active, flags: int, step: int) -> None:
+        if flags & abi.GNTMAP_readonly:
+            active.device_read += step if flags & abi.GNTMAP_device_map else 0
+            active.host_read += step if flags & abi.GNTMAP_host_map else 0
+        else:
+            active.device_write += step if flags & abi.GNTMAP_device_map else 0
+            active.host_write += step if flags & abi.GNTMAP_host_map else 0
+
+    def _enter_mapping(self, vcpu: VCpu, host_addr: int, mfn: int, flags: int, owner: MemoryOwner) -> int:
+        """Take the frame once for each kind of mapping, and put it into the page table for a host mapping."""
+        types = self._types
+        readonly = flags & abi.GNTMAP_readonly
+        taken = 0
+        for kind in (abi.GNTMAP_host_map, abi.GNTMAP_device_map):
+            if flags & kind:
+                failed = not types.get_page(mfn, owner)
+                if not failed and not readonly and types.get_type(mfn, WRITABLE):
+                    types.put_page(mfn)
+                    failed = True
+                if failed:
+                    self._put(mfn, readonly, taken)
+                    return abi.GNTST_general_error
+                taken += 1
+        if flags & abi.GNTMAP_host_map and not self._create(vcpu, host_addr, mfn, flags):
+            self._put(mfn, readonly, taken)
+            return abi.GNTST_general_error
+        return abi.GNTST_okay
+
+    def _put(self, mfn: int, readonly: int, count: int = 1) -> None:
+        for _ in range(count):
+            if readonly:
+                self._types.put_page(mfn)
+            else:
+                self._types.put_page_and_type(mfn)
+
+    @staticmethod
+    def _entry(mfn: int, flags: int, pv32: bool) -> int:
+        """The L1 entry for a mapping (grant_to_pte_flags)."""
+        entry = mfn << 12 | PRESENT | ACCESSED | DIRTY
+        if flags & abi.GNTMAP_application_map:
+            entry |= USER
+        if not flags & abi.GNTMAP_readonly:
+            entry |= RW
+        entry |= flags >> AVAILABLE_SHIFT << 9 & AVAILABLE
+        return adjust_l1(entry, pv32)
+
+    def _slot(self, vcpu: VCpu, address: int, contains_pte: int) -> int:
+        """Machine address of the caller's own L1 entry that `address` names, 0 when it names none."""
+        at = address if contains_pte else vcpu.space.entry_address(address)
+        mfn = at >> 12
+        types = self._types
+        if at & 7 or not at or mfn >= types.frames.size or types.owners[mfn] != vcpu.domain.memory.tag:
+            return 0
+        word = types.types[mfn]
+        return at if word & VALID_MASK == L1_TABLE | VALIDATED and word >= ONE else 0
+
+    def _create(self, vcpu: VCpu, address: int, mfn: int, flags: int) -> bool:
+        """Put the mapping into the caller's page table; what was there is dropped (create_grant_pv_mapping)."""
+        at = self._slot(vcpu, address, flags & abi.GNTMAP_contains_pte)
+        if not at:
+            return False
+        old = self._memory.q[at >> 3]
+        self._memory.store64(at, self._entry(mfn, flags, vcpu.domain.pv32))
+        self._types.put_page_from_l1(old)
+        return True
+
+    # Unmapping
+
+    def _unmap(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        return {"status": self._unmap_common(vcpu, request.handle, request.host_addr, request.dev_bus_addr, 0)}
+
+    def _unmap_and_replace(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        return {"status": self._unmap_common(vcpu, request.handle, request.host_addr, 0, request.new_addr)}
+
+    def _unmap_common(self, vcpu: VCpu, handle: int, host_addr: int, bus_addr: int, new_addr: int) -> int:
+        mine = self.table(vcpu.domain.memory)
+        mapping = mine.mapping(handle)
+        if mapping is None:
+            return abi.GNTST_bad_handle
+        table = self._tables.get(mapping.domid)
+        active = table.active.get(mapping.ref) if table is not None else None
+        if active is None:
+            return abi.GNTST_bad_handle
+        done = 0
+        flags = mapping.flags
+        if bus_addr and flags & abi.GNTMAP_device_map:
+            if bus_addr != active.mfn << 12:
+                return abi.GNTST_general_error
+            done |= abi.GNTMAP_device_map
+        if host_addr and flags & abi.GNTMAP_host_map:
+            if not self._replace(vcpu, host_addr, active.mfn, new_addr, flags):
+                done = done and abi.GNTMAP_device_map
+                self._complete(vcpu, mine, handle, mapping, done)
+                return abi.GNTST_general_error
+            done |= abi.GNTMAP_host_map
+        self._complete(vcpu, mine, handle, mapping, done)
+        return abi.GNTST_okay
+
+    def _complete(self, vcpu: VCpu, mine: GrantTable, handle: int, mapping: Mapping, done: int) -> None:
+        """Flush, then let go of the frame; the handle goes with its last mapping."""
+        if not done:
+            return
+        self._types.shootdown.owner(vcpu.domain.memory)
+        self._drop(mapping, done | mapping.flags & abi.GNTMAP_readonly)
+        mapping.flags &= ~done
+        if not mapping.flags & MAP_KINDS:
+            mine.free_handle(handle)
+
+    def _drop(self, mapping: Mapping, flags: int) -> None:
+        table = self._tables[mapping.domid]
+        active = table.active[mapping.ref]
+        readonly = flags & abi.GNTMAP_readonly
+        self._put(active.mfn, readonly, (flags & MAP_KINDS).bit_count())
+        self._count(active, flags, -1)
+        table.release(mapping.ref, active, readonly=bool(readonly))
+
+    def _replace(self, vcpu: VCpu, address: int, mfn: int, new_addr: int, flags: int) -> bool:
+        """Take the mapping out of the page table; the entry at `new_addr` moves into its place (replace_grant_pv_mapping)."""
+        contains_pte = flags & abi.GNTMAP_contains_pte
+        if contains_pte and new_addr:
+            return False
+        at = self._slot(vcpu, address, contains_pte)
+        other = self._slot(vcpu, new_addr, 0) if new_addr else 0
+        if not at or (new_addr and not other):
+            return False
+        entry = self._memory.q[at >> 3]
+        wrong = entry ^ self._entry(mfn, flags, vcpu.domain.pv32)
+        if wrong & (ADDRESS | PRESENT | RW):
+            return False
+        if other:
+            moved = self._memory.q[other >> 3]
+            self._memory.store64(other, 0)
+            self._memory.store64(at, moved if other != at else 0)
+        else:
+            self._memory.store64(at, 0)
+        return True
+
+    # Transfer
+
+    def _transfer(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        types, heap = self._types, self._types.heap
+        owner, mfn = vcpu.domain.memory, request.mfn
+        if mfn >= types.frames.size or types.steal(mfn, owner):
+            return {"status": abi.GNTST_bad_page}
+        types.shootdown.owner(owner)
+        remote = self._domains.by_id(request.domid)
+        if remote is None:
+            heap.release(mfn)
+            return {"status": abi.GNTST_bad_domain}
+        target = remote.memory
+        table = self.table(target)
+        if target.dying or target.pages >= target.maximum or not table.commit_transfer(request.ref, vcpu.domain.id):
+            heap.release(mfn)
+            return {"status": abi.GNTST_general_error}
+        heap.restore(target, mfn)
+        low, pfn = table.words(request.ref)
+        if heap.m2p is not None:
+            heap.m2p.set(mfn, INVALID)
+            heap.m2p.set(mfn, pfn)
+        table.store_frame(request.ref, mfn)
+        table.store_flags(request.ref, low & 0xFFFF | abi.GTF_transfer_completed)
+        return {"status": abi.GNTST_okay}
+
+    # Copy
+
+    def _copy(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        source, dest, flags = request.source, request.dest, request.flags
+        for end, flag in ((source, abi.GNTCOPY_source_gref), (dest, abi.GNTCOPY_dest_gref)):
+            if end.domid != DOMID_SELF and not flags & flag:
+                return {"status": abi.GNTST_permission_denied}
+            if self._any_domain(vcpu, end.domid) is None:
+                return {"status": abi.GNTST_bad_domain}
+        held: list[Callable[[], None]] = []
+        try:
+            status, origin = self._claim_buffer(vcpu, source, flags & abi.GNTCOPY_source_gref, True, held)
+            if status != abi.GNTST_okay:
+                return {"status": status}
+            status, target = self._claim_buffer(vcpu, dest, flags & abi.GNTCOPY_dest_gref, False, held)
+            if status != abi.GNTST_okay:
+                return {"status": status}
+            length = request.len
+            if source.offset + length > FRAME or dest.offset + length > FRAME:
+                return {"status": abi.GNTST_bad_copy_arg}
+            for end, (_, start, size) in ((source, origin), (dest, target)):
+                if end.offset < start or end.offset + length > start + size:
+                    return {"status": abi.GNTST_general_error}
+            data = self._memory.read((origin[0] << 12) + source.offset, length)
+            self._memory.write((target[0] << 12) + dest.offset, data)
+            return {"status": abi.GNTST_okay}
+        finally:
+            for release in reversed(held):
+                release()
+
+    def _claim_buffer(self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool,
+                      held: list[Callable[[], None]]) -> tuple[int, tuple[int, int, int]]:
+        """Take one end of a copy: (status, (frame, first byte, bytes)). What was taken is noted in `held`."""
+        domain = self._any_domain(vcpu, end.domid)
+        if domain is None:
+            return abi.GNTST_bad_domain, (0, 0, 0)
+        types = self._types
+        if by_reference:
+            status, buffer = self._acquire(domain, end.u & 0xFFFF_FFFF, vcpu.domain.id, readonly, held)
+            if status != abi.GNTST_okay:
+                return status, buffer
+        else:
+            buffer = (end.u, 0, FRAME)
+            if not types.get_page(end.u, domain.memory):
+                return abi.GNTST_bad_page, buffer
+            held.append(lambda: types.put_page(buffer[0]))
+        if not readonly:
+            if types.get_type(buffer[0], WRITABLE):
+                return abi.GNTST_general_error, buffer
+            held.append(lambda: types.put_type(buffer[0]))
+        return abi.GNTST_okay, buffer
+
+    def _acquire(self, domain: Domain, ref: int, domid: int, readonly: bool, held: list[Callable[[], None]],
+                 depth: int = 0) -> tuple[int, tuple[int, int, int]]:
+        """Use a grant for one copy (acquire_grant_for_copy): whole page, part of one, or another domain's grant."""
+        table = self.table(domain.memory)
+        nothing = (0, 0, 0)
+        if ref >= table.entries:
+            return abi.GNTST_bad_gntref, nothing
+        low, high = table.words(ref)
+        active = table.active.get(ref)
+        if active is not None and (active.domid != domid or active.full):
+            return abi.GNTST_general_error, nothing
+        if active is None or (not readonly and not active.writers):
+            status = table.claim(ref, low, domid, pinned=active is not None, readonly=readonly, mapping=False)
+            if status != abi.GNTST_okay:
+                return status, nothing
+        fresh = active is None
+        if active is None:
+            status, active = self._activate(table, ref, low, high, domid, readonly, held, depth)
+            if active is None:
+                return status, nothing
+        if not self._types.get_page(active.mfn, self._holder(active.mfn, table.owner)):
+            if fresh:
+                table.release(ref, active, readonly=readonly)
+            return abi.GNTST_bad_page, nothing
+        if readonly:
+            active.host_read += 1
+        else:
+            active.host_write += 1
+        used = active
+
+        def release() -> None:
+            if readonly:
+                used.host_read -= 1
+            else:
+                used.host_write -= 1
+            table.release(ref, used, readonly=readonly)
+            self._types.put_page(used.mfn)
+        held.append(release)
+        return abi.GNTST_okay, (active.mfn, active.start, active.length)
+
+    def _holder(self, mfn: int, owner: MemoryOwner) -> MemoryOwner:
+        if mfn >= self._types.frames.size:
+            return owner
+        return self._types.owner_of(mfn) or owner if self._types.owners[mfn] != owner.tag else owner
+
+    def _activate(self, table: GrantTable, ref: int, low: int, high: int, domid: int, readonly: bool,
+                  held: list[Callable[[], None]], depth: int) -> tuple[int, Active | None]:
+        """Begin to use an entry that was idle."""
+        flags = low & 0xFFFF
+        if table.version == 2 and flags & abi.GTF_type_mask == abi.GTF_transitive:
+            remote = self._domains.by_id(low >> 32 & 0xFFFF)
+            if depth or remote is None or flags & abi.GTF_sub_page:
+                status = abi.GNTST_general_error
+            else:
+                status, (mfn, start, length) = self._acquire(remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1)
+                if status == abi.GNTST_okay:
+                    active = table.active[ref] = Active(domid, mfn, start, length, sub_page=True)
+                    return status, active
+        elif table.version == 2 and flags & abi.GTF_sub_page:
+            start, length = low >> 32 & 0xFFFF, low >> 48
+            active = table.active[ref] = Active(domid, high, start, length, sub_page=True)
+            if self._owned(table, high):
+                return abi.GNTST_okay, active
+            status = abi.GNTST_bad_page
+        else:
+            active = table.active[ref] = Active(domid, high)
+            if self._owned(table, high):
+                return abi.GNTST_okay, active
+            status = abi.GNTST_bad_page
+        table.release(ref, table.active.setdefault(ref, Active(domid, 0)), readonly=readonly)
+        return status, None
+
+    def _owned(self, table: GrantTable, mfn: int) -> bool:
+        return mfn < self._types.frames.size and self._types.owners[mfn] == table.owner.tag
+
+    # The table itself
+
+    def _setup_table(self, vcpu: VCpu, uop: int, count: int) -> int:
+        if count != 1:
+            return -EINVAL
+        variant = self._variant(vcpu, abi.gnttab_setup_table)
+        request = vcpu.space.unpack(uop, variant)
+        width = variant.sizes["frame_list"]
+        if not vcpu.space.allowed(request.frame_list, request.nr_frames * width):
+            return -EFAULT
+        status = self._own(vcpu, request.dom)
+        if status == abi.GNTST_okay:
+            table = self.table(vcpu.domain.memory)
+            if request.nr_frames > table.max_frames or not table.grow(request.nr_frames):
+                status = abi.GNTST_general_error
+            else:
+                status = self._list(vcpu, request.frame_list, table.frames[:request.nr_frames], width)
+        return self._answer(vcpu, uop, variant, status)
+
+    def _list(self, vcpu: VCpu, at: int, frames: list[int], width: int) -> int:
+        from firmware.hypercalls import GuestFault
+
+        try:
+            vcpu.space.write(at, b"".join(mfn.to_bytes(width, "little") for mfn in frames))
+        except GuestFault:
+            return abi.GNTST_bad_virt_addr
+        return abi.GNTST_okay
+
+    @staticmethod
+    def _answer(vcpu: VCpu, uop: int, variant: Any, status: int) -> int:
+        vcpu.space.write(uop + variant.offset["status"], status.to_bytes(2, "little", signed=True))
+        return 0
+
+    def _query_size(self, vcpu: VCpu, uop: int, count: int) -> int:
+        if count != 1:
+            return -EINVAL
+        variant = self._variant(vcpu, abi.gnttab_query_size)
+        request = vcpu.space.unpack(uop, variant)
+        status = self._own(vcpu, request.dom)
+        frames, limit = request.nr_frames, request.max_nr_frames
+        if status == abi.GNTST_okay:
+            table = self.table(vcpu.domain.memory)
+            frames, limit = len(table.frames), table.max_frames
+        vcpu.space.write(uop, variant.pack(dom=request.dom, nr_frames=frames, max_nr_frames=limit, status=status))
+        return 0
+
+    def _get_status_frames(self, vcpu: VCpu, uop: int, count: int) -> int:
+        if count != 1:
+            return -EINVAL
+        variant = self._variant(vcpu, abi.gnttab_get_status_frames)
+        request = vcpu.space.unpack(uop, variant)
+        if not vcpu.space.allowed(request.frame_list, request.nr_frames * 8):
+            return -EFAULT
+        status = self._own(vcpu, request.dom)
+        if status == abi.GNTST_okay:
+            table = self.table(vcpu.domain.memory)
+            if request.nr_frames > len(table.status_frames):
+                status = abi.GNTST_general_error
+            else:
+                status = self._list(vcpu, request.frame_list, table.status_frames[:request.nr_frames], 8)
+        return self._answer(vcpu, uop, variant, status)
+
+    def _set_version(self, vcpu: VCpu, uop: int, count: int) -> int:
+        variant = self._variant(vcpu, abi.gnttab_set_version)
+        version = vcpu.space.unpack(uop, variant).version
+        if version not in (1, 2):
+            return -EINVAL
+        if version > self.max_version:
+            return -ENOSYS
+        table = self.table(vcpu.domain.memory)
+        rc = 0
+        if version != table.version:
+            if any(ref >= abi.GNTTAB_NR_RESERVED_ENTRIES for ref in table.active):
+                rc = -EBUSY
+            elif not table.set_version(version):
+                rc = -ENOMEM
+        vcpu.space.write(uop, variant.pack(version=table.version))
+        return rc
+
+    def _get_version(self, vcpu: VCpu, uop: int, count: int) -> int:
+        variant = self._variant(vcpu, abi.gnttab_get_version)
+        request = vcpu.space.unpack(uop, variant)
+        domain = self._any_domain(vcpu, request.dom)
+        if domain is None:
+            return -ESRCH
+        if domain is not vcpu.domain:
+            return -EPERM
+        version = self.table(domain.memory).version
+        vcpu.space.write(uop, variant.pack(dom=request.dom, pad=request.pad, version=version))
+        return 0
+
+    def _swap(self, vcpu: VCpu, request: Any) -> dict[str, int]:
+        table = self.table(vcpu.domain.memory)
+        first, second = request.ref_a, request.ref_b
+        if first >= table.entries or second >= table.entries:
+            return {"status": abi.GNTST_bad_gntref}
+        if first != second:
+            if first in table.active or second in table.active:
+                return {"status": abi.GNTST_eagain}
+            saved, other = table.words(first), table.words(second)
+            table.store_entry(first, *other)
+            table.store_entry(second, *saved)
+        return {"status": abi.GNTST_okay}
+
+    def _cache_flush(self, vcpu: VCpu, uop: int, count: int) -> int:
+        """Caches are coherent here: only the arguments are judged."""
+        variant = self._variant(vcpu, abi.gnttab_cache_flush)
+        for index in range(count):
+            rc = self._flush_one(vcpu, vcpu.space.unpack(uop + index * variant.size, variant))
+            if rc:
+                return rc
+        return 0
+
+    def _flush_one(self, vcpu: VCpu, request: Any) -> int:
+        if request.offset + request.length > FRAME or request.offset >= FRAME:
+            return -EINVAL
+        if request.op & ~(abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL | abi.GNTTAB_CACHE_SOURCE_GREF):
+            return -EINVAL
+        if not request.length or not request.op:
+            return 0
+        if request.op & abi.GNTTAB_CACHE_SOURCE_GREF:
+            return -EOPNOTSUPP
+        mfn = request.a >> 12
+        if mfn >= self._types.frames.size:
+            return -EINVAL
+        if self._types.owners[mfn] != vcpu.domain.memory.tag:
+            return -EPERM
+        return -EOPNOTSUPP if request.op == abi.GNTTAB_CACHE_INVAL else 0
