@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from tests.support.guests import require_guest
 from tools.bench import __main__ as bench
-from tools.bench import boot, loops, marks, micro, process
+from tools.bench import boot, loops, marks, micro, process, resident
 from tools.bench.process import Line
 from tools.bench.report import Promise, Report
 
@@ -83,6 +84,35 @@ def test_a_process_that_hangs_is_ended() -> None:
     assert done.status is None
     assert "did not end" in done.why()
     assert done.seconds < 30
+
+
+def test_stdout_is_watched_as_it_comes() -> None:
+    seen: list[tuple[int, bytes]] = []
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(0.1); print('end')"
+    done = process.run(python(code), 60, watch=lambda pid, data: seen.append((pid, data)))
+    assert b"".join(data for _, data in seen) == done.stdout
+    assert {pid for pid, _ in seen} == {int(done.lines[0].text)}
+
+
+SMAPS = """\
+00400000-00500000 r-xp 00000000 08:01 12 /usr/bin/python3
+Size:               1024 kB
+Rss:                 100 kB
+7f0000000000-7f0020000000 rw-p 00000000 00:00 0
+Size:             524288 kB
+Rss:                2000 kB
+7f1000000000-7f1040000000 rwxp 00000000 00:00 0
+Rss:               30000 kB
+7fff00000000-7fff00100000 rw-p 00000000 00:00 0 [stack]
+Rss:                   5 kB
+"""
+
+
+def test_resident_memory_is_told_apart() -> None:
+    assert resident.split(SMAPS.splitlines(), 512 << 20) == resident.Resident(2000 << 10, 30105 << 10)
+    assert resident.split(SMAPS.splitlines(), 1 << 30) == resident.Resident(0, 32105 << 10)
+    here = resident.look(os.getpid(), 1 << 40)
+    assert here is None or (here.guest == 0 and here.rest > 1 << 20)
 
 
 def test_bounces_are_without_their_iret() -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools import guests_cache
-from tools.bench import marks, process
+from tools.bench import marks, process, resident
+from tools.bench.resident import Resident
 from tools.oracle import qemu
 
 MEMORY_MIB: Final = 512
 LIMIT_S: Final = 180.0
+LAST_MARK: Final = b"MARK all done"
 ARGUMENTS: Final = "console=hvc0"
 
 XENPY: Final = "xenpy"
@@ -32,8 +34,10 @@ class Contender:
     command: list[str]
     runs: list[dict[str, float]] = field(default_factory=list)
     stats: list[dict[str, Any]] = field(default_factory=list)
-    peak_rss: int = 0
-    failure: str | None = None
+    resident: Resident | None = None
+    """Of the last run, when the workload was done."""
+    failures: list[str] = field(default_factory=list)
+    """Why runs gave no result."""
 
     def median(self) -> dict[str, float]:
         """Median of each step; empty when no run came to its end."""
@@ -68,27 +72,29 @@ def _needed(name: str) -> Path:
 
 
 def measure(rounds: int, say: Callable[[str], None]) -> list[Contender]:
-    """Let every contender run once a round; one that fails is out, with its reason."""
+    """Let every contender run once a round. Xen under QEMU stalls now and then: a failed run ends nothing."""
     with tempfile.TemporaryDirectory(prefix="xenpy-bench-") as scratch:
         stats = Path(scratch) / "stats.json"
         found = contenders(stats)
         for turn in range(1, rounds + 1):
             for contender in found:
-                if contender.failure is None:
-                    say(f"boot {turn}/{rounds}: {contender.name}")
-                    _once(contender, stats if contender.name == XENPY else None)
+                say(f"boot {turn}/{rounds}: {contender.name}")
+                _once(contender, stats if contender.name == XENPY else None)
     return found
 
 
 def _once(contender: Contender, stats: Path | None) -> None:
-    done = process.run(contender.command, LIMIT_S)
-    contender.peak_rss = max(contender.peak_rss, done.peak_rss)
+    def watch(pid: int, data: bytes) -> None:
+        if LAST_MARK in data:
+            contender.resident = resident.look(pid, MEMORY_MIB << 20)
+
+    done = process.run(contender.command, LIMIT_S, watch=watch)
     if done.status != 0:
-        contender.failure = done.why()
+        contender.failures.append(done.why())
         return
     try:
         contender.runs.append(marks.steps(done.lines))
         if stats is not None:
             contender.stats.append(json.loads(stats.read_text(encoding="utf-8")))
     except (marks.WorkloadError, OSError, ValueError) as error:
-        contender.failure = str(error)
+        contender.failures.append(str(error))

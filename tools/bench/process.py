@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -43,8 +44,12 @@ class Run:
         return f"exit status {self.status}: {''.join(last)}"
 
 
-def run(command: list[str], limit: float, environment: dict[str, str] | None = None) -> Run:
-    """Run a command without a stdin from the project's folder, for at most `limit` seconds of host time."""
+def run(command: list[str], limit: float, environment: dict[str, str] | None = None,
+        watch: Callable[[int, bytes], None] | None = None) -> Run:
+    """Run a command without a stdin from the project's folder, for at most `limit` seconds of host time.
+
+    `watch` gets the process id and each piece of stdout as it comes.
+    """
     result = Run()
     chunks: list[tuple[bytes, float]] = []
     errors = bytearray()
@@ -70,6 +75,8 @@ def run(command: list[str], limit: float, environment: dict[str, str] | None = N
                         selector.unregister(key.fileobj)
                     elif key.fileobj is process.stdout:
                         chunks.append((data, time.perf_counter() - start))
+                        if watch is not None:
+                            watch(process.pid, data)
                     else:
                         errors += data
         # wait4 alone tells what this one child used; Popen is told the outcome and does not wait again.
