@@ -110,7 +110,11 @@ class Mmu:
     # mmu_update
 
     def mmu_update(self, vcpu: VCpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
-        """Apply `count` updates from `ureqs`; how many were done is added at `pdone`."""
+        """Apply `count` updates from `ureqs`; how many were done is added at `pdone`.
+
+        Requests are read ahead to the end of their page; an update of anything but an L1 table, which might change them,
+        makes the rest be read again.
+        """
         count &= COUNT_MASK
         done = 0
         space = vcpu.space
@@ -134,9 +138,19 @@ class Mmu:
         rc = position = 0
         limit = min(count, SLICE)
         flush = False
+        ahead: list[int] = []
         try:
             while position < limit:
-                ptr, new = _PAIR(space.read(ureqs + position * UPDATE_SIZE, UPDATE_SIZE))
+                if ahead:
+                    ptr, new = ahead.pop(), ahead.pop()
+                elif limit - position == 1:
+                    ptr, new = _PAIR(space.read(ureqs + position * UPDATE_SIZE, UPDATE_SIZE))
+                else:
+                    at = ureqs + position * UPDATE_SIZE
+                    here = min(limit - position, (4096 - (at & 4095)) // UPDATE_SIZE) or 1
+                    ahead = memoryview(space.read(at, here * UPDATE_SIZE)).cast("Q").tolist()
+                    ahead.reverse()
+                    ptr, new = ahead.pop(), ahead.pop()
                 mode = ptr & MODE_MASK
                 mfn = ptr >> 12
                 if mode == 1 or mode > 3 or allowed:
@@ -150,6 +164,7 @@ class Mmu:
                     break
                 word = words[mfn]
                 if word & VALID_MASK != L1_VALIDATED or word < ONE:
+                    ahead.clear()
                     kind = word & TYPE_MASK
                     rc = self._other(ptr - mode, new, word, owner, pages, mode == 2)
                     if rc:
@@ -428,6 +443,10 @@ class Mmu:
                 self._descriptors.drop_ldt(vcpu)
             self._shootdown.load_root(vcpu.core, mfn << 12)
         return 0
+
+    def load_root(self, vcpu: VCpu, mfn: int) -> int:
+        """Make frame `mfn` the running vCPU's kernel root (MMUEXT_NEW_BASEPTR, MOV to CR3); 0 or a negative errno."""
+        return self._new_baseptr(vcpu, mfn, 0, vcpu.domain.memory)
 
     def _new_user_baseptr(self, vcpu: VCpu, mfn: int, arg2: int, pages: MemoryOwner | None) -> int:
         owner = vcpu.domain.memory
