@@ -40,15 +40,14 @@ from firmware.traps.bounce32 import Bounce32
 from firmware.traps.callbacks import Callbacks
 from firmware.traps.cpuid import CpuidPolicy
 from firmware.traps.debug import DebugRegisters
-from firmware.traps.emulation import Emulation
 from firmware.traps.entry import Traps
 from firmware.traps.iret import Iret
+from firmware.traps.privileged import Privileged
 from firmware.traps.segments import Segments
 from firmware.vcpus import VCpuOps, time_info
 from firmware.version import Version
 from machine.core import Core
 from machine.machine import Machine
-from machine.registers import RAX, RBX, RCX, RDX
 
 FRAMES_A_MIB: Final = 256
 FIRST_FREE_FRAME: Final = 16
@@ -107,8 +106,8 @@ class Hypervisor:
         contexts = Contexts(memory, self.memory.heap.xen_frame(), segments, self.memory, debug)
         self.sched_ops = SchedOps(self.scheduler, memory, machine.clock, timers, self.lifecycle)
         iret = Iret(memory, segments, self.lifecycle)
-        emulation = Emulation(memory, self.sched_ops.block, debug, self.cpuid)
-        self.traps = Traps(memory, calls, Bounce(memory), Bounce32(memory, segments), self.memory.ptwr, emulation,
+        self.privileged = Privileged(self._cpuid, debug, self.memory.mmu.load_root)
+        self.traps = Traps(memory, calls, Bounce(memory), Bounce32(memory, segments), self.memory.ptwr, self.privileged,
                            self.memory.descriptors, self.lifecycle)
         iret.faults = self.traps
         self.scheduler.resume = contexts.resume
@@ -141,9 +140,7 @@ class Hypervisor:
         """A `cpuid` instruction of a guest."""
         vcpu = core.current
         if isinstance(vcpu, VCpu):
-            q = core.q
-            policy = self._cpuid[vcpu.domain.pv32]
-            q[RAX], q[RBX], q[RCX], q[RDX] = policy.leaf(vcpu.id, q[RAX], q[RCX], core.cpuid)
+            self.privileged.cpuid(vcpu, core)
 
     # --- domains ------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, Hyperc
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
 from firmware.traps.bounce import EFLAGS_DF, EFLAGS_TF, Bounce, BounceError
 from firmware.traps.bounce32 import Bounce32
+from firmware.traps.privileged import Fault, Privileged
 from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
@@ -84,13 +85,6 @@ class DirectWrites(Protocol):
     def cancel(self, vcpu: VCpu) -> None: ...
 
 
-class Emulation(Protocol):
-    """The emulation of privileged instructions: whether it did the one at RIP, and what exception it raises instead."""
-
-    def protection_fault(self, vcpu: VCpu, core: Core) -> tuple[int, int] | None | bool: ...
-    def invalid_opcode(self, vcpu: VCpu, core: Core) -> bool: ...
-
-
 class DescriptorFaults(Protocol):
     """On-demand mapping of LDT pages."""
 
@@ -107,7 +101,7 @@ class Traps:
     """System calls and exceptions of every vCPU."""
 
     def __init__(self, memory: MachineMemory, calls: HypercallTable, bounce: Bounce, bounce32: Bounce32,
-                 writes: DirectWrites, emulation: Emulation, descriptors: DescriptorFaults, ends: Ends) -> None:
+                 writes: DirectWrites, privileged: Privileged, descriptors: DescriptorFaults, ends: Ends) -> None:
         self._memory = memory
         self._bytes = memory.b
         self._calls = calls
@@ -117,7 +111,7 @@ class Traps:
         self._bounce = bounce
         self._bounce32 = bounce32
         self._writes = writes
-        self._emulation = emulation
+        self._privileged = privileged
         self._descriptors = descriptors
         self._ends = ends
         self.exceptions = [0] * 256
@@ -314,7 +308,7 @@ class Traps:
         self.inject(vcpu, core, DEBUG, -1)
 
     def _invalid_opcode(self, vcpu: VCpu, core: Core, _error: int) -> None:
-        if not self._emulation.invalid_opcode(vcpu, core):
+        if not self._privileged.forced_cpuid(vcpu, core):
             self.inject(vcpu, core, INVALID_OPCODE, -1)
 
     def _no_device(self, vcpu: VCpu, core: Core, _error: int) -> None:
@@ -327,12 +321,11 @@ class Traps:
         if not error:
             if not vcpu.in_kernel and self._sysenter(vcpu, core):
                 return
-            outcome = self._emulation.protection_fault(vcpu, core)
+            outcome = self._privileged.emulate(vcpu, core)
             if outcome is True:
                 return
-            if isinstance(outcome, tuple):
-                vector, code = outcome
-                self.inject(vcpu, core, vector, code if vector in HAS_ERROR_CODE else -1)
+            if isinstance(outcome, Fault):
+                self.inject(vcpu, core, outcome.vector, outcome.error)
                 return
         self.inject(vcpu, core, PROTECTION, error)
 
