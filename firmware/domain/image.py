@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from firmware.abi import features
+from firmware.domain import kallsyms
 from firmware.domain.elf import ElfFile
 from firmware.domain.errors import BadImageError, ImageError
 from firmware.domain.notes import PAE_NO, Notes, read_notes
@@ -85,6 +86,12 @@ class KernelImage:
     def name(self) -> str:
         """The file's name without its folder."""
         return Path(self.path).name
+
+    def released(self) -> KernelImage:
+        """The same without the kernel's bytes, for a domain that is built; symbols are read again if asked."""
+        segments = tuple(replace(segment, data=memoryview(b"")) for segment in self.segments)
+        path = self.path
+        return replace(self, segments=segments, find_symbols=lambda: _symbols_of_file(path))
 
     @cached_property
     def _symbols(self) -> tuple[list[int], list[str]]:
@@ -165,8 +172,20 @@ def _kernel(elf: ElfFile, notes: Notes, path: str) -> KernelImage:
         path, elf.width, segments, entry, base, start, end, offset, notes.hypercall_page, notes.init_p2m,
         notes.hv_start_low, notes.features_supported, notes.features_required, notes.pae, notes.loader,
         notes.guest_os, notes.guest_version, notes.xen_version, notes.mod_start_pfn, notes.bsd_symtab,
-        bool(notes.suspend_cancel), notes.l1_mfn_valid, elf.symbols,
+        bool(notes.suspend_cancel), notes.l1_mfn_valid, lambda: _symbols(elf, segments, start, end),
     )
+
+
+def _symbols(elf: ElfFile, segments: Sequence[Segment], start: int, end: int) -> Sequence[tuple[int, str]]:
+    """Of the symbol table, or of the tables a stripped Linux has in its first segment."""
+    return elf.symbols() or (kallsyms.symbols(segments[0].data, start, end) if elf.width == 64 else ())
+
+
+def _symbols_of_file(path: str) -> Sequence[tuple[int, str]]:
+    try:
+        return load_image(path).find_symbols()
+    except ImageError:
+        return ()
 
 
 def _check_notes(elf: ElfFile, notes: Notes) -> None:

@@ -1,8 +1,9 @@
 """The symbols a stripped 64-bit Linux kernel carries for itself, found by their shape.
 
-Source: Linux, scripts/kallsyms.c. Names are strings of tokens from a table of 256; addresses are 32-bit offsets. The
-tables have no headers, and their order changed over the years: the token table is found by its digits, the names by
-what they decode to, the offsets by the base address next to them. Nothing here raises: no symbols is an answer.
+Source: Linux, scripts/kallsyms.c. Names are strings of tokens from a table of 256; addresses are 32-bit
+offsets. The tables have no headers, and their order changed over the years: the token table is found by its
+digits, the names by what they decode to, the offsets by the base address next to them. Nothing here raises:
+no symbols is an answer.
 """
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ MOST: Final = 1 << 21
 """How many symbols a kernel has."""
 PROBE: Final = 64
 """Names that must decode before a place is believed to be the list of names."""
+MOST_TRIES: Final = 8
+"""Places that look like the names but turn out not to be, before the search is given up."""
 MARKED: Final = 256
 """Every so many names their position is written down."""
 KINDS: Final = frozenset(b"aAbBdDrRtTvVwWnN")
@@ -37,7 +40,7 @@ class _Names:
 
 
 def symbols(data: memoryview, start: int, end: int) -> list[tuple[int, str]]:
-    """Address and name of every symbol between `start` and `end`, by address; `data` is the segment with the tables."""
+    """Address and name of every symbol from `start` to `end`, by address, of the tables in one segment."""
     try:
         found = _find(bytes(data), start, end)
     except (struct.error, IndexError, ValueError):
@@ -86,10 +89,15 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
 def _find_names(data: bytes, before: int, tokens: list[bytes]) -> _Names | None:
     """The list of names: after its count, a word by itself, somewhere before the token table."""
     words = np.frombuffer(data, np.uint64, before // 8)
+    tries = MOST_TRIES
     for word in reversed(np.flatnonzero((words >= FEWEST) & (words < MOST)).tolist()):
         names = _Names(word * 8, int(words[word]), word * 8 + 8)
-        if _decodes(data, names.at, tokens) and _is_marked(data, names):
-            return names
+        if _decodes(data, names.at, tokens):
+            if _is_marked(data, names):
+                return names
+            tries -= 1
+            if not tries:
+                break
     return None
 
 
@@ -129,7 +137,7 @@ def _decode(
 
 
 def _addresses(data: bytes, names: _Names, after_tokens: int, kernel: tuple[int, int]) -> list[int]:
-    """The addresses: offsets and then their base, before the count of names (until Linux 6.3) or after the tokens."""
+    """Offsets and then their base: before the count of names (until Linux 6.3), or after the tokens."""
     size = names.count * 4 + 7 & ~7
     for at in (names.count_at - 8 - size, after_tokens + 7 & ~7):
         if at < 0:
