@@ -15,6 +15,8 @@ class Guest:
     description: str
     vcpus: int
     expected: str
+    cmdline: str = ""
+    """What the command line is when its console is compared with real Xen's."""
 
     def build(self) -> bytes:
         """The image, an ELF file."""
@@ -24,7 +26,8 @@ class Guest:
 
 _ROWS: Final = (
     Guest("hello", "prints a line and powers off", 1, "Hello from a PV guest"),
-    Guest("spin", "runs a busy loop: `rounds=N` on the command line, 1,000 by default", 1, "spin: done"),
+    Guest("spin", "runs a busy loop: `rounds=N` on the command line, 1,000 by default", 1, "spin: done",
+          "rounds=20"),
     Guest("traps", "takes every exception it can and prints what it saw", 1, "traps: done"),
     Guest("events", "performs every event-channel operation and prints its results", 1, "events: done"),
     Guest("timer", "clocks, timers, blocking and polling", 1, "timer: done"),

@@ -376,9 +376,13 @@ frame_return:                           # rsp -> frame
     syscall
 """
 
+VCPU_AREA: Final = ("info", "ports", "number", "taken")
+"""A vCPU's own 64-bit words, where gs points: its vcpu_info, the bitmap of ports it takes, two for the guest."""
+
 EVENTS: Final = """
 event_scan:                             # call event_hook (rdi = port) for what is pending on this vCPU
     mov rbx, qword ptr gs:[0]
+    mov r15, qword ptr gs:[8]
     mov byte ptr [rbx + vcpu_info.evtchn_upcall_pending], 0
     xor eax, eax
     xchg rax, [rbx + vcpu_info.evtchn_pending_sel]
@@ -392,6 +396,7 @@ event_word:
     mov r14, [rbx + r13*8 + shared_info.evtchn_mask]
     not r14
     and r14, [rbx + r13*8 + shared_info.evtchn_pending]
+    and r14, [r15 + r13*8]
 event_bit:
     test r14, r14
     jz event_word
@@ -408,7 +413,8 @@ event_scanned:
 """
 
 HOOKS: Final = """
-vcpu_zero: .quad shared_page, 0, 0      # where gs points: a vCPU's own words, the first is where its vcpu_info is
+vcpu_zero: .quad shared_page, every_port, 0, 0  # where gs points, see VCPU_AREA
+every_port: .fill 128, 4, 0xffffffff
 trap_hook: .quad trap_unexpected
 event_hook: .quad crash
 """

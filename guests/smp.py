@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from guests import runtime
 from guests.macros import get, hypercall, kernel, line, put
 
 MAX_VCPUS: Final = 32
@@ -18,9 +19,10 @@ VCPU_INFO_SHIFT: Final = 6
 """log2 of a vcpu_info's size."""
 ABSENT: Final = 77
 
-# A vCPU's own area, where gs points: vcpu_info, number, events it took.
-AREA: Final = 64
-_NUMBER, _TAKEN = 8, 16
+AREA: Final = 32
+_PORTS, _NUMBER, _TAKEN = (runtime.VCPU_AREA.index(word) * 8 for word in ("ports", "number", "taken"))
+BITMAP: Final = 512
+"""Bytes of a bitmap of ports."""
 
 _SECOND: Final = f"""
 second_entry:                           # a vCPU that came up: gs -> its area, rsp -> its stack
@@ -116,11 +118,12 @@ def wait_down(label: str) -> str:
 
 
 def bind(vcpu: str, table: str) -> str:
-    """Bind an interrupt to a vCPU and keep its port at table[r12]."""
+    """Bind an interrupt to a vCPU (r12, or r13: the first), which takes it, and keep its port at table[r12]."""
     return "\n".join((
         put("argument + evtchn_bind_ipi.vcpu", vcpu, 4),
         hypercall("event_channel_op", "EVTCHNOP_bind_ipi", "&argument"), "mov rbx, rax",
         get("argument + evtchn_bind_ipi.port", 4), f"lea rcx, [rip + {table}]\nmov [rcx + r12*4], eax",
+        f"imul rdx, {vcpu}, {BITMAP}\nlea rcx, [rip + bitmaps]\nbts [rcx + rdx], rax",
     ))
 
 
@@ -142,6 +145,10 @@ _CONTEXT: Final = f"""
     add rbx, rdx
     mov [rbx], rcx
     mov [rbx + {_NUMBER}], r12
+    imul rdx, r12, {BITMAP}
+    lea rcx, [rip + bitmaps]
+    add rcx, rdx
+    mov [rbx + {_PORTS}], rcx
     mov [rip + context + vcpu_guest_context.gs_base_kernel], rbx
     imul rdx, r12, {STACK}
     lea rcx, [rip + stacks]
@@ -164,7 +171,7 @@ _FIXED: Final = "\n".join((
 
 _MAIN: Final = (
     put("event_hook", "&came_event"), hypercall("vcpu_op", "VCPUOP_stop_periodic_timer", 0, 0),
-    _COUNT, _FIXED, _FIRST_FRAME,
+    "lea rax, [rip + bitmaps]\nmov [rip + vcpu_zero + 8], rax\nxor r13d, r13d", _COUNT, _FIXED, _FIRST_FRAME,
     "xor r12d, r12d", operation("initialise", "VCPUOP_initialise", 0, "&context"),
     operation("up", "VCPUOP_up", 0), runstate("state"),
     f"mov r12d, {ABSENT}", operation("initialise", "VCPUOP_initialise", ABSENT, "&context"),
@@ -176,7 +183,7 @@ _MAIN: Final = (
         operation("initialise again", "VCPUOP_initialise", "r12", "&context"),
         operation("is up", "VCPUOP_is_up", "r12"), runstate("state before"),
         bind("r12", "ports"), line("vcpu {r12:d}: its interrupt {rbx:d}"),
-        bind("0", "answers"), line("vcpu {r12:d}: its answer {rbx:d}"),
+        bind("r13", "answers"), line("vcpu {r12:d}: its answer {rbx:d}"),
     ))),
     each("up", operation("up", "VCPUOP_up", "r12") + "\n" + operation("up again", "VCPUOP_up", "r12")),
     "call take_turns", wait_for("finished", "wait_finished", "finished"),
@@ -206,5 +213,6 @@ def build() -> bytes:
               "argument: .quad 0\nrunstate: .zero sizeof(vcpu_runstate_info)"),
         bss=(".balign 64, 0\ncontext: .zero sizeof(vcpu_guest_context)",
              f"ports: .zero {4 * MAX_VCPUS}\nanswers: .zero {4 * MAX_VCPUS}\nareas: .zero {AREA * MAX_VCPUS}",
+             f"bitmaps: .zero {BITMAP * MAX_VCPUS}",
              f".balign 16, 0\nstacks: .zero {STACK * MAX_VCPUS}"),
     )

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import guests
-from tools.oracle import End, OracleError, dom0
+from tools.oracle import End, OracleError, dom0, record
 
 
 def main(arguments: list[str]) -> int:
@@ -20,16 +20,30 @@ def main(arguments: list[str]) -> int:
     run.add_argument("--memory", type=int, default=128, help="MiB")
     run.add_argument("--timeout", type=float, default=60, help="seconds")
     run.add_argument("--log", action="store_true", help="print all the serial line carried, Xen's lines too")
+    keep = verbs.add_parser("record", help="keep the consoles of our guests as the tests' data")
+    keep.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
     options = parser.parse_args(arguments)
     try:
-        kind, _, name = options.image.partition(":")
-        guest = guests.GUESTS[name] if kind == "builtin" else None
-        image = guest.build() if guest else Path(options.image).read_bytes()
-        vcpus = options.vcpus or (guest.vcpus if guest else 1)
-        result = dom0.run(image, options.cmdline, vcpus=vcpus, memory=options.memory, timeout=options.timeout)
-    except (OracleError, OSError, KeyError) as error:
+        return _record(options.guests) if "guests" in options else _run(options)
+    except (OracleError, OSError) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+    except KeyError as error:
+        sys.stderr.write(f"there is no guest {error}\n")
+    return 2
+
+
+def _record(names: list[str]) -> int:
+    for name in names:
+        sys.stderr.write(f"{record.record(name)}\n")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    kind, _, name = options.image.partition(":")
+    guest = guests.GUESTS[name] if kind == "builtin" else None
+    image = guest.build() if guest else Path(options.image).read_bytes()
+    vcpus = options.vcpus or (guest.vcpus if guest else 1)
+    result = dom0.run(image, options.cmdline, vcpus=vcpus, memory=options.memory, timeout=options.timeout)
     sys.stdout.write(result.log if options.log else result.console)
     sys.stderr.write(f"{result.end.value}\n")
     return {End.POWEROFF: 0, End.CRASH: 1, End.TIMEOUT: 3}.get(result.end, 2)

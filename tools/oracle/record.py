@@ -1,0 +1,58 @@
+"""The consoles real Xen gave, kept as data: one file a guest, with a header that says where it comes from."""
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import guests
+from tools.oracle import End, OracleError, Result, dom0
+from tools.oracle.qemu import CPU, QEMU
+
+PLACE: Final = Path(__file__).parents[2] / "tests" / "guests" / "expected"
+HEADER_END: Final = "#\n"
+"""The header's last line; what follows is the console, byte for byte."""
+VERSION: Final = re.compile(r"^\(XEN\) Xen version \S+ \((Debian \S+)\)", re.MULTILINE)
+
+
+def path(name: str) -> Path:
+    """Where a guest's console is kept."""
+    return PLACE / f"{name}.txt"
+
+
+def expected(name: str) -> str:
+    """The console real Xen gave a guest."""
+    return path(name).read_text(encoding="utf-8").partition(HEADER_END)[2]
+
+
+def run(name: str) -> Result:
+    """Run a guest of ours as dom0 with the vCPUs it is for. Raises OracleError."""
+    guest = guests.GUESTS[name]
+    return dom0.run(guest.build(), vcpus=guest.vcpus, cmdline=guest.cmdline)
+
+
+def record(name: str) -> Path:
+    """Run a guest on real Xen and keep its console. Raises OracleError unless it ran to its end."""
+    result = run(name)
+    if result.end is not End.POWEROFF or not result.console.endswith(guests.GUESTS[name].expected + "\n"):
+        raise OracleError(f"{name} did not run to its end: {result.end.value}")
+    path(name).write_text(_header(name, result) + result.console, encoding="utf-8")
+    return path(name)
+
+
+def _header(name: str, result: Result) -> str:
+    xen = VERSION.search(result.log)
+    lines = (
+        f"# What the guest `{name}` prints on real Xen 4.17 ({xen[1] if xen else 'unknown'}),",
+        f"# as dom0 with {guests.GUESTS[name].vcpus} vCPU under {qemu_version()}, -accel tcg -cpu {CPU}.",
+        f"# Made by `python -m tools.oracle record {name}`; not to be edited.",
+    )
+    return "\n".join(lines) + "\n" + HEADER_END
+
+
+def qemu_version() -> str:
+    """QEMU's name and version."""
+    said = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"version (\d+\.\d+\.\d+)", said)
+    return f"QEMU {match[1] if match else 'of unknown version'}"
