@@ -88,7 +88,7 @@ class KernelImage:
         return Path(self.path).name
 
     def released(self) -> KernelImage:
-        """The same without the kernel's bytes, for a domain that is built; symbols are read again if asked."""
+        """The same without the kernel's bytes, for a domain that is built; symbols are read again."""
         segments = tuple(replace(segment, data=memoryview(b"")) for segment in self.segments)
         path = self.path
         return replace(self, segments=segments, find_symbols=lambda: _symbols_of_file(path))
