@@ -72,6 +72,7 @@ def test_a_process_is_watched() -> None:
     assert [line.text for line in done.lines] == ["b"]
     assert 0 < done.lines[0].seconds <= done.seconds
     assert done.peak_rss > 1 << 20
+    assert done.cpu_seconds > 0
 
 
 def test_a_process_that_fails_says_why() -> None:

@@ -27,12 +27,16 @@ class Line:
 
 @dataclass
 class Run:
-    """A finished process. `peak_rss` in bytes; `status` is None when it was killed at its time limit."""
+    """A finished process. `seconds` by the clock, `cpu_seconds` of its own work, `peak_rss` in bytes.
+
+    `status` is None when it was killed at its time limit.
+    """
 
     lines: list[Line] = field(default_factory=list)
     stdout: bytes = b""
     stderr: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_rss: int = 0
     status: int | None = None
 
@@ -83,6 +87,7 @@ def run(command: list[str], limit: float, environment: dict[str, str] | None = N
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     result.seconds = time.perf_counter() - start
+    result.cpu_seconds = usage.ru_utime + usage.ru_stime
     result.status = None if killed else process.returncode
     result.peak_rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else KIB)
     result.stdout = b"".join(data for data, _ in chunks)
