@@ -14,7 +14,8 @@ XEN_LINE: Final = re.compile(r"^\(XEN\) .*\n?", re.MULTILINE)
 ENDS: Final = (
     ("Hardware Dom0 halted", End.POWEROFF),
     ("Hardware Dom0 crashed", End.CRASH),
-    ("Hardware Dom0 shutdown", End.POWEROFF),
+    ("Hardware Dom0 shutdown: watchdog", End.CRASH),
+    ("Hardware Dom0 shutdown", End.REBOOT),
     ("Panic on CPU", End.HOST),
 )
 OVER: Final = re.compile("|".join(text for text, _ in ENDS))

@@ -21,12 +21,12 @@ from typing import Final
 from tools import debian, guests_cache
 
 QEMU: Final = os.environ.get("XENPY_QEMU", "qemu-system-x86_64")
-"""The program; QEMU 10 is the better judge (see `known_faults`)."""
+"""The program. QEMU 10 or newer is the better judge: see `record.FIRST_RIGHT`."""
 XEN_PACKAGE: Final = "xen-hypervisor-4.17-amd64"
 XEN_FILE: Final = r"boot/xen-4\.17-amd64\.gz"
 
 CPU: Final = "qemu64"
-"""Debian 12's QEMU 7.2 pushes a wrong error code for a refused `int N` with other CPU models."""
+"""A plain model: no SMAP, no XSAVE, nothing whose emulation is in doubt."""
 XEN_ARGUMENTS: Final = "console=com1 com1=115200,8n1 noreboot"
 
 
@@ -34,6 +34,7 @@ class End(enum.Enum):
     """How a run ended."""
 
     POWEROFF = "powered off"
+    REBOOT = "asked for a reboot"
     CRASH = "crashed"
     TIMEOUT = "timeout"
     HOST = "the hypervisor or QEMU ended by itself"
