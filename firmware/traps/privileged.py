@@ -83,9 +83,7 @@ _WRITE_ACCESS: Final = 2
 
 
 class Fault(NamedTuple):
-    """The exception to raise instead; `error` is below 0 for vectors without an error code. RIP is where it
-    belongs.
-    """
+    """The exception to raise instead, RIP where it belongs; `error` below 0: the vector has no error code."""
 
     vector: int
     error: int
@@ -217,7 +215,8 @@ class Privileged:
         policy = self._policies[vcpu.domain.pv32]
         q[RAX], q[RBX], q[RCX], q[RDX] = policy.leaf(vcpu.id, q[RAX], q[RCX], core.cpuid)
 
-    # --- decoding
+    # --- decoding ------------------------------------------------------------------------------------------
+
     def _decode(self, vcpu: VCpu, core: Core) -> Instruction | None:
         bits = _code_bits(core)
         q = core.q
@@ -248,7 +247,8 @@ class Privileged:
         long = core.d[CS_FLAGS] & DESC_L
         core.q[RIP] = core.q[RIP] + length & (WORD if long else WORD32)
 
-    # --- registers
+    # --- registers -----------------------------------------------------------------------------------------
+
     def _clear_ts(self, vcpu: VCpu, core: Core, instruction: Instruction) -> Outcome:
         """`clts`."""
         if not vcpu.in_kernel:
@@ -357,16 +357,13 @@ class Privileged:
         return DONE
 
     def _interrupt_flag(self, vcpu: VCpu, core: Core, instruction: Instruction) -> Outcome:
-        """`cli` and `sti`: without effect for whom IOPL lets execute them; events have a mask of their
-        own.
-        """
+        """`cli` and `sti`: no effect for whom IOPL allows them; events have a mask of their own."""
         return DONE if _privileged_level(vcpu) else UNHANDLED
 
-    # --- ports
+    # --- ports ---------------------------------------------------------------------------------------------
+
     def _read_port(self, vcpu: VCpu, core: Core, instruction: Instruction) -> Outcome:
-        """`in`. No port is an unprivileged guest's: they read as all ones, but for two registers Xen keeps
-        for it.
-        """
+        """`in`: see `Ports`."""
         if not _privileged_level(vcpu):
             return UNHANDLED
         q, size = core.q, instruction.size
@@ -380,7 +377,7 @@ class Privileged:
         return DONE
 
     def _write_port(self, vcpu: VCpu, core: Core, instruction: Instruction) -> Outcome:
-        """`out`: goes nowhere."""
+        """`out`: see `Ports`."""
         if not _privileged_level(vcpu):
             return UNHANDLED
         size = instruction.size
@@ -444,8 +441,6 @@ class Privileged:
         return matched
 
 
-
-
 LONG: Final = 64
 """Bits of 64-bit code."""
 
@@ -460,9 +455,7 @@ def _port(core: Core, instruction: Instruction) -> int:
 
 
 def _replace(register: int, value: int, size: int) -> int:
-    """`value` in the low `size` bytes of a register, as the processor writes them: 4 bytes clear the upper
-    half.
-    """
+    """`value` in the low `size` bytes of a register; as in the processor, 4 bytes clear the upper half."""
     if size >= 4:
         return value & (1 << 8 * size) - 1
     return register & ~0xFFFF | value & 0xFFFF
