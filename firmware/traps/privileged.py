@@ -155,7 +155,7 @@ class Privileged:
         self._policies = policies
         self._debug = debug
         self._load_root = load_root
-        self._known: dict[bytes, Instruction | None] = {}
+        self._known: dict[bytes, tuple[_Handler, Instruction] | None] = {}
         self._decoders: dict[int, Decoder] = {}
         self.ports = Ports()
         self._run: dict[Operation, _Handler] = {
@@ -179,10 +179,11 @@ class Privileged:
 
     def emulate(self, vcpu: VCpu, core: Core) -> Outcome:
         """The instruction at RIP has raised #GP(0)."""
-        instruction = self._decode(vcpu, core)
-        if instruction is None:
+        found = self._decode(vcpu, core)
+        if found is None:
             return UNHANDLED
-        outcome = self._run[instruction.operation](vcpu, core, instruction)
+        run, instruction = found
+        outcome = run(vcpu, core, instruction)
         if outcome is not DONE:
             return outcome
         if not instruction.repeated:
@@ -217,7 +218,7 @@ class Privileged:
 
     # --- decoding ------------------------------------------------------------------------------------------
 
-    def _decode(self, vcpu: VCpu, core: Core) -> Instruction | None:
+    def _decode(self, vcpu: VCpu, core: Core) -> tuple[_Handler, Instruction] | None:
         bits = _code_bits(core)
         q = core.q
         address = q[CS_BASE] + q[RIP] & WORD
@@ -231,7 +232,7 @@ class Privileged:
                 code = vcpu.read_here(address, rest)
             except GuestFault:
                 return None
-        key = code + bytes((bits,))
+        key = code + _BITS_KEY[bits]
         if key in self._known:
             return self._known[key]
         decoder = self._decoders.get(bits)
@@ -239,8 +240,10 @@ class Privileged:
             decoder = self._decoders[bits] = Decoder(bits)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
-        instruction = self._known[key] = decoder.decode(code)
-        return instruction
+        instruction = decoder.decode(code)
+        found = None if instruction is None else (self._run[instruction.operation], instruction)
+        self._known[key] = found
+        return found
 
     @staticmethod
     def _advance(core: Core, length: int) -> None:
@@ -443,6 +446,7 @@ class Privileged:
 
 LONG: Final = 64
 """Bits of 64-bit code."""
+_BITS_KEY: Final = {bits: bytes((bits,)) for bits in (16, 32, LONG)}
 
 
 def _code_bits(core: Core) -> int:
