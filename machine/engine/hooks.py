@@ -45,6 +45,9 @@ class Trapped(Protocol):
     d: memoryview
     handler: Any
 
+    @property
+    def deadline(self) -> int: ...
+
     def stop(self) -> None: ...
 
 
@@ -95,6 +98,7 @@ class Hooks:
 
     def _install_python(self, timed: bool) -> None:
         engine = self._engine
+        emu_stop, uc = engine.library.dll.uc_emu_stop, C.c_void_p(self._uc)
 
         def on_interrupt(_uc: int, vector: int) -> None:
             core = engine.running
@@ -104,6 +108,8 @@ class Hooks:
                 core.handler.exception(core, vector, d[reg.ERROR_CODE], d[reg.EXCEPTION_IS_INT] != 0)
             except BaseException as failure:  # noqa: BLE001
                 engine.failed(failure)
+            if not core.deadline:  # stopped: a fetch that faults comes before any block could see that
+                emu_stop(uc)
 
         def on_syscall() -> None:
             core = engine.running
