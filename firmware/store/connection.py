@@ -56,9 +56,16 @@ class Connection(Client):
         return bool(self._queue)
 
     def service(self) -> bool:
-        """Take requests and give replies as far as both rings allow; True when anything moved (notify the
-        guest).
+        """Take requests and give replies as far as both rings allow; True when anything moved.
+
+        The guest has then been notified, as xenstored does it: room for requests is news, too.
         """
+        moved = self._move()
+        if moved:
+            self.notify()
+        return moved
+
+    def _move(self) -> bool:
         moved = False
         try:
             if self.ring.reconnecting:

@@ -199,5 +199,4 @@ class Store:
             again = False
             for client in list(self.clients.values()):
                 if isinstance(client, Connection) and client.pending and client.service():
-                    client.notify()
                     again = True

@@ -41,11 +41,14 @@ def test_a_request_in_two_pieces(first: int) -> None:
     _, guest = make()
     guest.push(WRITE[:first])
     assert guest.connection.service()
+    assert guest.notified == 1
     assert guest.pull() == b""
     guest.push(WRITE[first:])
     assert guest.connection.service()
+    assert guest.notified == 2
     assert guest.pull() == Message(xs.XS_WRITE, 7, 0, OK).pack()
     assert not guest.connection.service()
+    assert guest.notified == 2
 
 
 def test_a_request_byte_by_byte_and_many_at_once() -> None:
