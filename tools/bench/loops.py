@@ -63,7 +63,8 @@ _USER_DATA: Final = (
     ".balign 8\nuser_root: .long MMUEXT_NEW_USER_BASEPTR, 0", "user_root_mfn: .quad 0, 0",
 )
 _USER_BSS: Final = (
-    ".zero 4096\nkernel_stack_top: .zero 8", ".zero 4096\nuser_stack_top: .zero 8", "finish_stack: .quad 0",
+    # Whole pages, as kernels have them: a frame lies in one page.
+    ".balign 4096\n.zero 4096\nkernel_stack_top: .zero 4096\nuser_stack_top:", "finish_stack: .quad 0",
 )
 
 _FINISH: Final = """
