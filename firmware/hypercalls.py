@@ -45,11 +45,17 @@ class Hypercall:
     pv64: bool = True
     pv32: bool = True
     privileged: bool = False
+    compat: tuple[str, ...] = ()
+
+    @property
+    def compat_arguments(self) -> tuple[str, ...]:
+        """The argument names of a 32-bit guest, which passes 64-bit values in two halves."""
+        return self.compat or self.arguments
 
 
 def _row(number: int, name: str, *arguments: str, pv64: bool = True, pv32: bool = True,
-         privileged: bool = False) -> Hypercall:
-    return Hypercall(number, name, arguments, pv64, pv32, privileged)
+         privileged: bool = False, compat: str = "") -> Hypercall:
+    return Hypercall(number, name, arguments, pv64, pv32, privileged, tuple(compat.split()))
 
 
 ROWS: Final[tuple[Hypercall, ...]] = (
@@ -57,24 +63,26 @@ ROWS: Final[tuple[Hypercall, ...]] = (
     _row(1, "mmu_update", "ureqs", "count", "pdone", "foreigndom"),
     _row(2, "set_gdt", "frame_list", "entries"),
     _row(3, "stack_switch", "ss", "esp"),
-    _row(4, "set_callbacks", "event", "failsafe", "syscall"),
+    _row(4, "set_callbacks", "event", "failsafe", "syscall",
+         compat="event_selector event_address failsafe_selector failsafe_address"),
     _row(5, "fpu_taskswitch", "set"),
     _row(6, "sched_op_compat", "cmd", "arg"),
     _row(7, "platform_op", "op", privileged=True),
     _row(8, "set_debugreg", "reg", "value"),
     _row(9, "get_debugreg", "reg"),
-    _row(10, "update_descriptor", "gaddr", "desc"),
+    _row(10, "update_descriptor", "gaddr", "desc", compat="gaddr_low gaddr_high desc_low desc_high"),
     _row(12, "memory_op", "cmd", "arg"),
     _row(13, "multicall", "call_list", "nr_calls"),
-    _row(14, "update_va_mapping", "va", "val", "flags"),
-    _row(15, "set_timer_op", "timeout"),
+    _row(14, "update_va_mapping", "va", "val", "flags", compat="va val_low val_high flags"),
+    _row(15, "set_timer_op", "timeout", compat="timeout_low timeout_high"),
     _row(16, "event_channel_op_compat", "op"),
     _row(17, "xen_version", "cmd", "arg"),
     _row(18, "console_io", "cmd", "count", "buffer"),
     _row(19, "physdev_op_compat", "op"),
     _row(20, "grant_table_op", "cmd", "uop", "count"),
     _row(21, "vm_assist", "cmd", "type"),
-    _row(22, "update_va_mapping_otherdomain", "va", "val", "flags", "domid"),
+    _row(22, "update_va_mapping_otherdomain", "va", "val", "flags", "domid",
+         compat="va val_low val_high flags domid"),
     _row(23, "iret", pv64=True, pv32=True),
     _row(24, "vcpu_op", "cmd", "vcpuid", "arg"),
     _row(25, "set_segment_base", "which", "base", pv32=False),
@@ -135,7 +143,8 @@ class HypercallTable:
             self.counts[number] += 1
             if handler is not None and row is not None:
                 try:
-                    return handler(vcpu, *arguments[: len(row.arguments)])
+                    names = row.compat_arguments if vcpu.domain.pv32 else row.arguments
+                    return handler(vcpu, *arguments[: len(names)])
                 except HypercallError as error:
                     return -error.errno
         return self.absent(number)

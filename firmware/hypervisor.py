@@ -185,6 +185,7 @@ class Hypervisor:
         built = build(machine_memory, frames, config.image, cmdline=config.cmdline, ramdisk=config.ramdisk,
                       shared_info_mfn=shared, console_port=console_port, store_port=store_port)
         memory.name_frames(built.frames)
+        domain.image = config.image.released()
         domain.vm_assist = built.vm_assist
         domain.console = DomainConsole(machine_memory, built.console_mfn << 12,
                                        lambda: domain.events.raise_port(console_port))

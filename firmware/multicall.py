@@ -26,7 +26,10 @@ class Multicall:
 
     def __init__(self, table: HypercallTable) -> None:
         self._table = table
-        self._arity = [len(row.arguments) if row else 0 for row in table.rows]
+        self._arity = {
+            False: [len(row.arguments) if row else 0 for row in table.rows],
+            True: [len(row.compat_arguments) if row else 0 for row in table.rows],
+        }
 
     def register(self, table: HypercallTable) -> None:
         """Put multicall into the table."""
@@ -46,7 +49,7 @@ class Multicall:
         table = self._table
         handlers = table.handlers
         counts = table.counts
-        arity = self._arity
+        arity = self._arity[pv32]
         while count:
             batch = min(count, BATCH)
             entries = space.read(call_list, size * batch)
