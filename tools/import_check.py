@@ -183,9 +183,10 @@ def privacy(source: Source) -> Iterator[tuple[int, str]]:
         if parts[0] not in STOREYS:
             continue
         for index, part in enumerate(parts):
-            if not is_private(part):
-                continue
             owner = ".".join(parts[:index])
+            # Two underscores in firmware.abi are not ours: that is how the public headers spell a name.
+            if not is_private(part) or (part.startswith("__") and owner.startswith("firmware.abi.")):
+                continue
             # For the last part of a name we cannot tell a module from a variable: a file decides.
             inside = (package + ".").startswith(owner + ".") and _is_module(source, parts[: index + 1])
             if not inside and owner != source.name:

@@ -40,6 +40,7 @@ def project(root: Path, files: dict[str, str]) -> list[str]:
         ("machine/a.py", "from machine import b\nb._secret()\n", "private to machine.b"),
         ("machine/a.py", "import machine.b\nmachine.b._secret()\n", "private to machine.b"),
         ("machine/a.py", "import machine.b as bee\nbee._secret()\n", "private to machine.b"),
+        ("guests/a.py", "from firmware.abi import xen\nxen._codec\n", "private to firmware.abi.xen"),
         ("xenpy/a.py", "from machine.engine import _native\n", "private to machine.engine"),
     ],
 )
@@ -59,7 +60,7 @@ def test_right_imports_pass(tmp_path: Path) -> None:
         "firmware/abi/xen.py": "_mine = 1\nprint(_mine)\n",
         "firmware/memory/mmu.py": "from firmware.hypercalls import ROWS\nfrom .frames import FrameTable\n",
         "firmware/hypervisor.py": "from firmware import domain, traps\nfrom machine import core\n",
-        "guests/hello.py": "from firmware.abi import xen\nfrom guests import macros\n",
+        "guests/hello.py": "from firmware.abi import xen\nfrom guests import macros\nxen.__HYPERVISOR_iret\n",
         "xenpy/cli.py": "from firmware import control\nimport guests\nfrom machine.core import Core\n",
         "tools/bench.py": "import xenpy\nclass A:\n    def f(self): return self._x\n",
         "tests/machine/test_core.py": "import unicorn\n",
