@@ -10,12 +10,26 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from firmware.abi import arch_x86
+from firmware.abi import arch_x86, xen
+from firmware.abi.arch_x86 import FLAT_RING3_CS64, FLAT_RING3_SS64
 from firmware.domain.vcpu import VCpu
 from firmware.hypercalls import GuestFault
 from machine.core import Core
 from machine.memory import MachineMemory
-from machine.registers import CS, DS, ES, FS, GS, R11, RCX, RIP, RSP, SEG_BASE, SEG_SELECTOR, SS
+from machine.registers import (
+    CS_FLAGS,
+    CS_SELECTOR,
+    DS_SELECTOR,
+    ES_SELECTOR,
+    FS_SELECTOR,
+    GS_BASE,
+    GS_SELECTOR,
+    R11,
+    RCX,
+    RIP,
+    RSP,
+    SS_SELECTOR,
+)
 
 EFLAGS_TF: Final = 1 << 8
 EFLAGS_IF: Final = 1 << 9
@@ -27,6 +41,9 @@ EFLAGS_VM: Final = 1 << 17
 EFLAGS_AC: Final = 1 << 18
 CLEARED_ON_ENTRY: Final = EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_VM | EFLAGS_AC
 """Flags an interrupt gate clears (Intel SDM volume 3, 6.12.1), and AC so that a user's cannot reach the kernel."""
+
+ARCHITECTURAL_IOPL: Final = 1 << xen.VMASST_TYPE_architectural_iopl
+"""vm_assist bit: the guest sees its own I/O privilege level in EFLAGS."""
 
 WORD: Final = (1 << 64) - 1
 CODE64_FLAGS: Final = 0x00A0_FB00
@@ -49,10 +66,11 @@ class BounceError(Exception):
 class Bounce:
     """Builds bounce frames."""
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_bytes", "_memory")
 
     def __init__(self, memory: MachineMemory) -> None:
         self._memory = memory
+        self._bytes = memory.b
 
     def enter(self, vcpu: VCpu, core: Core, address: int, masks_events: bool, error: int = -1,
               failsafe: bool = False) -> None:
@@ -60,9 +78,9 @@ class Bounce:
         q = core.q
         d = core.d
         info = vcpu.info
-        mask = self._memory.b[info + 1]
+        mask = self._bytes[info + 1]
         flags = core.eflags()
-        cs = d[SEG_SELECTOR[CS]] & 0xFFFF
+        cs = d[CS_SELECTOR] & 0xFFFF
         rsp = q[RSP]
         if vcpu.in_kernel:
             cs &= ~3
@@ -74,16 +92,18 @@ class Bounce:
             raise BounceError(f"its stack pointer {stack:#x} is in the hypervisor's address range")
         if not address:
             raise BounceError("it has no handler")
-        pushed = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | vcpu.iopl | (0 if mask else EFLAGS_IF)
+        pushed = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | (0 if mask else EFLAGS_IF)
+        if vcpu.iopl and vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
+            pushed |= vcpu.iopl
         if failsafe:
-            frame = _FAILSAFE.pack(q[RCX], q[R11], d[SEG_SELECTOR[DS]] & 0xFFFF, d[SEG_SELECTOR[ES]] & 0xFFFF,
-                                   d[SEG_SELECTOR[FS]] & 0xFFFF, d[SEG_SELECTOR[GS]] & 0xFFFF,
-                                   q[RIP], cs | mask << 32, pushed, rsp, d[SEG_SELECTOR[SS]] & 0xFFFF)
+            frame = _FAILSAFE.pack(q[RCX], q[R11], d[DS_SELECTOR] & 0xFFFF, d[ES_SELECTOR] & 0xFFFF,
+                                   d[FS_SELECTOR] & 0xFFFF, d[GS_SELECTOR] & 0xFFFF,
+                                   q[RIP], cs | mask << 32, pushed, rsp, d[SS_SELECTOR] & 0xFFFF)
         elif error >= 0:
             frame = _WITH_ERROR.pack(q[RCX], q[R11], error, q[RIP], cs | mask << 32, pushed, rsp,
-                                     d[SEG_SELECTOR[SS]] & 0xFFFF)
+                                     d[SS_SELECTOR] & 0xFFFF)
         else:
-            frame = _PLAIN.pack(q[RCX], q[R11], q[RIP], cs | mask << 32, pushed, rsp, d[SEG_SELECTOR[SS]] & 0xFFFF)
+            frame = _PLAIN.pack(q[RCX], q[R11], q[RIP], cs | mask << 32, pushed, rsp, d[SS_SELECTOR] & 0xFFFF)
         stack = stack - len(frame) & WORD
         try:
             vcpu.space.write(stack, frame)
@@ -93,9 +113,11 @@ class Bounce:
             self._memory.store8(info + 1, 1)
         q[RSP] = stack
         q[RIP] = address
-        if cs | 3 != arch_x86.FLAT_RING3_CS64:
-            core.set_cs(arch_x86.FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
-        d[SEG_SELECTOR[SS]] = arch_x86.FLAT_RING3_SS64
+        if d[CS_FLAGS] == CODE64_FLAGS:
+            d[CS_SELECTOR] = FLAT_RING3_CS64
+        else:
+            core.set_cs(FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
+        d[SS_SELECTOR] = FLAT_RING3_SS64
         if flags & CLEARED_ON_ENTRY:
             core.set_eflags(flags & ~CLEARED_ON_ENTRY)
 
@@ -104,8 +126,7 @@ def enter_kernel(vcpu: VCpu, core: Core) -> None:
     """From the guest's user half to its kernel half: page tables and GS base."""
     vcpu.in_kernel = True
     q = core.q
-    base = SEG_BASE[GS]
-    vcpu.gs_shadow, q[base] = q[base], vcpu.gs_shadow
+    vcpu.gs_shadow, q[GS_BASE] = q[GS_BASE], vcpu.gs_shadow
     core.switch_bank(vcpu.kernel_root << 12, 0)
 
 
@@ -113,8 +134,7 @@ def enter_user(vcpu: VCpu, core: Core) -> None:
     """From the guest's kernel half to its user half; its user page-table root must be there."""
     vcpu.in_kernel = False
     q = core.q
-    base = SEG_BASE[GS]
-    vcpu.gs_shadow, q[base] = q[base], vcpu.gs_shadow
+    vcpu.gs_shadow, q[GS_BASE] = q[GS_BASE], vcpu.gs_shadow
     core.switch_bank(vcpu.user_root << 12, 1)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from firmware.domain.vcpu import VCpu
 from firmware.hypercalls import GuestFault
-from firmware.traps.bounce import CLEARED_ON_ENTRY, EFLAGS_IF, EFLAGS_IOPL, BounceError
+from firmware.traps.bounce import ARCHITECTURAL_IOPL, CLEARED_ON_ENTRY, EFLAGS_IF, EFLAGS_IOPL, BounceError
 from firmware.traps.segments import Segments
 from machine.core import Core
 from machine.memory import MachineMemory
@@ -40,7 +40,9 @@ class Bounce32:
         mask = self._memory.b[info + 1]
         flags = core.eflags()
         cs = d[SEG_SELECTOR[CS]] & 0xFFFF
-        pushed = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | vcpu.iopl | (0 if mask else EFLAGS_IF)
+        pushed = flags & ~(EFLAGS_IF | EFLAGS_IOPL) | (0 if mask else EFLAGS_IF)
+        if vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
+            pushed |= vcpu.iopl
         words = [q[RIP] & WORD, cs | mask << 16, pushed & WORD]
         if error >= 0:
             words.insert(0, error & WORD)

@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Final
 
 from firmware.abi import arch_x86, errno
-from firmware.domain.vcpu import VCpu
+from firmware.domain.vcpu import DR6_DEFAULT, DR7_DEFAULT, VCpu
 from firmware.hypercalls import HypercallTable
 
 CR4_DE: Final = 1 << 3
-DR6_FIXED_ONES: Final = 0xFFFF_0FF0
 DR6_FIXED_ZEROS: Final = 1 << 12
-DR7_FIXED_ONE: Final = 1 << 10
-DR7_FIXED_ZEROS: Final = 0xDC00
+DR7_FIXED_ZEROS: Final = 0xD800
 DR7_GENERAL_DETECT: Final = 1 << 13
 DR7_ACTIVE: Final = 0xFF
 """The L and G enable bits of the four breakpoints."""
@@ -46,19 +44,19 @@ class DebugRegisters:
             vcpu.debugreg[number] = value
             self.activate(vcpu)
             return 0
-        if number in (4, 5) and vcpu.cr4 & CR4_DE or number > 7:
+        if (number in (4, 5) and vcpu.cr4 & CR4_DE) or number > 7:
             return -errno.ENODEV
         if value != value & WORD32:
             return -errno.EINVAL
         if number in (4, 6):
-            vcpu.debugreg[6] = (value | DR6_FIXED_ONES) & ~DR6_FIXED_ZEROS
+            vcpu.debugreg[6] = (value | DR6_DEFAULT) & ~DR6_FIXED_ZEROS
             return 0
-        return self._control(vcpu, (value | DR7_FIXED_ONE) & ~(DR7_FIXED_ZEROS & ~DR7_GENERAL_DETECT))
+        return self._control(vcpu, (value | DR7_DEFAULT) & ~DR7_FIXED_ZEROS)
 
     def _control(self, vcpu: VCpu, value: int) -> int:
         if value & DR7_GENERAL_DETECT:
             return -errno.EPERM
-        emulated = 0
+        vcpu.dr7_emul = emulated = 0
         if value & DR7_ACTIVE:
             for index in range(4):
                 if value >> 16 + 4 * index & 3 == TYPE_IO:
@@ -81,7 +79,7 @@ class DebugRegisters:
     def get_debugreg(vcpu: VCpu, number: int) -> int:
         """Hypercall 9: the register's value, which may look like an error; -ENODEV when there is none."""
         number &= WORD32
-        if number > 7 or number in (4, 5) and vcpu.cr4 & CR4_DE:
+        if number > 7 or (number in (4, 5) and vcpu.cr4 & CR4_DE):
             return -errno.ENODEV
         if number in (4, 5):
             number += 2

@@ -11,17 +11,18 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from firmware.abi import arch_x86, errno, xen
-from firmware.domain.vcpu import NO_TRAP, RECENT_CALLS, Trap, VCpu
+from firmware.domain.vcpu import DR6_DEFAULT, NO_TRAP, RECENT_CALLS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, HypercallTable
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
-from firmware.traps.bounce import EFLAGS_DF, EFLAGS_TF, Bounce, BounceError
+from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_DF, EFLAGS_TF, FLAT_LIMIT, Bounce, BounceError
 from firmware.traps.bounce32 import Bounce32
 from firmware.traps.privileged import Fault, Privileged
 from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
     CR2,
-    CS,
+    CS_FLAGS,
+    CS_SELECTOR,
     DR6,
     DS,
     ES,
@@ -40,9 +41,7 @@ from machine.registers import (
     RIP,
     RSI,
     RSP,
-    SEG_FLAGS,
-    SEG_SELECTOR,
-    SS,
+    SS_SELECTOR,
 )
 
 DIVIDE_ERROR, DEBUG, NMI, BREAKPOINT, OVERFLOW, BOUNDS, INVALID_OPCODE, NO_DEVICE, DOUBLE_FAULT = range(9)
@@ -141,7 +140,7 @@ class Traps:
             else:
                 self._system_call(vcpu, core)
             info = vcpu.info
-            if self._bytes[info] and not self._bytes[info + 1] or vcpu.nmi_pending:
+            if (self._bytes[info] and not self._bytes[info + 1]) or vcpu.nmi_pending:
                 self.deliver(vcpu, core)
         except BounceError as error:
             self._ends.crash(vcpu, str(error))
@@ -188,10 +187,9 @@ class Traps:
     def _system_call(self, vcpu: VCpu, core: Core) -> None:
         self.system_calls += 1
         q = core.q
-        if core.d[SEG_FLAGS[CS]] & CODE_LONG:
-            address, masks = vcpu.syscall_address, vcpu.syscall_masks
-        else:
-            address, masks = vcpu.syscall32_address, vcpu.syscall32_masks
+        d = core.d
+        long_code = d[CS_FLAGS] & CODE_LONG
+        address = vcpu.syscall_address if long_code else vcpu.syscall32_address or vcpu.syscall_address
         if not address:
             q[RIP] = q[RIP] - 2 & WORD
             self.inject(vcpu, core, INVALID_OPCODE, -1)
@@ -199,10 +197,13 @@ class Traps:
         q[RCX] = q[RIP]
         flags = core.eflags()
         q[R11] = flags
-        core.d[SEG_SELECTOR[SS]] = arch_x86.FLAT_RING3_SS64
-        if core.d[SEG_FLAGS[CS]] & CODE_LONG:
-            core.d[SEG_SELECTOR[CS]] = arch_x86.FLAT_RING3_CS64
-        self._bounce.enter(vcpu, core, address, masks)
+        d[SS_SELECTOR] = arch_x86.FLAT_RING3_SS64
+        if long_code:
+            if d[CS_SELECTOR] != arch_x86.FLAT_RING3_CS64:
+                core.set_cs(arch_x86.FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
+        else:
+            d[CS_SELECTOR] = arch_x86.FLAT_RING3_CS32
+        self._bounce.enter(vcpu, core, address, vcpu.syscall_masks)
         if flags & EFLAGS_DF:
             core.set_eflags(core.eflags() & ~EFLAGS_DF)
 
@@ -251,7 +252,7 @@ class Traps:
                 else:
                     self.inject(vcpu, core, vector, error if vector in HAS_ERROR_CODE else -1)
             info = vcpu.info
-            if self._bytes[info] and not self._bytes[info + 1] or vcpu.nmi_pending:
+            if (self._bytes[info] and not self._bytes[info + 1]) or vcpu.nmi_pending:
                 self.deliver(vcpu, core)
         except BounceError as failure:
             self._ends.crash(vcpu, str(failure))
@@ -305,6 +306,7 @@ class Traps:
             if not core.eflags() & EFLAGS_TF:
                 return
         vcpu.debugreg[6] |= core.q[DR6]
+        core.q[DR6] = DR6_DEFAULT
         self.inject(vcpu, core, DEBUG, -1)
 
     def _invalid_opcode(self, vcpu: VCpu, core: Core, _error: int) -> None:
@@ -341,8 +343,8 @@ class Traps:
         # The instruction saves neither RIP nor RSP: the frame says ring 3 and nothing more, as Xen's does.
         q[RIP] = 0
         q[RSP] = 0
-        core.d[SEG_SELECTOR[CS]] = 3
-        core.d[SEG_SELECTOR[SS]] = arch_x86.FLAT_RING3_SS64
+        core.d[CS_SELECTOR] = 3
+        core.d[SS_SELECTOR] = arch_x86.FLAT_RING3_SS64
         self._bounce.enter(vcpu, core, vcpu.sysenter_address, vcpu.sysenter_masks)
         return True
 
@@ -373,10 +375,10 @@ class Traps:
         """A pending NMI, else pending events that are not masked: enter the guest for them."""
         if vcpu.storing:
             return
-        if vcpu.nmi_pending:
-            trap = vcpu.traps[NMI]
+        if vcpu.nmi_pending and not vcpu.nmi_masked:
             vcpu.nmi_pending = False
-            if trap.address:
+            if vcpu.traps[NMI].address:
+                vcpu.nmi_masked = True
                 self.inject(vcpu, core, NMI, -1)
                 return
         info = vcpu.info
@@ -395,7 +397,7 @@ class Traps:
             if vcpu.failsafe_pending:
                 vcpu.failsafe_pending = False
                 self._failsafe(vcpu, core)
-            if self._bytes[info] and not self._bytes[info + 1] or vcpu.nmi_pending:
+            if (self._bytes[info] and not self._bytes[info + 1]) or vcpu.nmi_pending:
                 self.deliver(vcpu, core)
         except BounceError as error:
             self._ends.crash(vcpu, str(error))

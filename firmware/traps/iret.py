@@ -8,18 +8,35 @@ from __future__ import annotations
 import struct
 from typing import Final, Protocol
 
-from firmware.abi import arch_x86, xen
+from firmware.abi import arch_x86
+from firmware.domain.context import canonical
 from firmware.domain.vcpu import VCpu
 from firmware.hypercalls import GuestFault, HypercallTable
-from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_IF, EFLAGS_IOPL, EFLAGS_VM, FLAT_LIMIT, enter_user
+from firmware.traps.bounce import (
+    ARCHITECTURAL_IOPL,
+    CODE64_FLAGS,
+    EFLAGS_IF,
+    EFLAGS_IOPL,
+    EFLAGS_VM,
+    FLAT_LIMIT,
+    enter_user,
+)
 from firmware.traps.segments import Segments
 from machine.core import Core
 from machine.memory import MachineMemory
-from machine.registers import CS, R11, RAX, RCX, RIP, RSP, SEG_SELECTOR, SS
+from machine.registers import (
+    CS,
+    CS_SELECTOR,
+    R11,
+    RAX,
+    RCX,
+    RIP,
+    RSP,
+    SS,
+    SS_SELECTOR,
+)
 
 IN_SYSCALL: Final = arch_x86.VGCF_in_syscall
-ARCHITECTURAL_IOPL: Final = 1 << xen.VMASST_TYPE_architectural_iopl
-PROTECTION: Final = 13
 WORD32: Final = (1 << 32) - 1
 _FRAME: Final = struct.Struct("<9Q")
 _FRAME32: Final = struct.Struct("<6I")
@@ -71,31 +88,38 @@ class Iret:
         q[RIP] = rip
         q[RSP] = rsp
         core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
+        self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)
+        vcpu.nmi_masked = False
+        d = core.d
+        cs = cs & 0xFFFF | 3
+        ss = ss & 0xFFFF | 3
         if not frame_flags & IN_SYSCALL:
             q[R11] = r11
             q[RCX] = rcx
         else:
             q[RCX] = rip
-            q[R11] = flags
-        self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)
-        d = core.d
-        cs = cs & 0xFFFF | 3
-        ss = ss & 0xFFFF | 3
+            q[R11] = core.eflags()
+            if canonical(rip):
+                cs = cs if cs == arch_x86.FLAT_RING3_CS32 else arch_x86.FLAT_RING3_CS64
+                ss = arch_x86.FLAT_RING3_SS64
         if cs == arch_x86.FLAT_RING3_CS64:
-            if d[SEG_SELECTOR[CS]] != cs:
+            if d[CS_SELECTOR] != cs:
                 core.set_cs(cs, 0, FLAT_LIMIT, CODE64_FLAGS)
         elif not self._segments.load(vcpu, core, CS, cs):
-            return self._refuse(vcpu, core, rax, cs)
+            d[CS_SELECTOR], d[SS_SELECTOR] = cs, ss
+            return self._refuse(vcpu, core, rax, CS, cs)
         if ss == arch_x86.FLAT_RING3_SS64:
-            d[SEG_SELECTOR[SS]] = ss
+            d[SS_SELECTOR] = ss
         elif not self._segments.load(vcpu, core, SS, ss):
-            return self._refuse(vcpu, core, rax, ss)
+            d[SS_SELECTOR] = ss
+            return self._refuse(vcpu, core, rax, SS, ss)
         return int(rax)
 
-    def _refuse(self, vcpu: VCpu, core: Core, rax: int, selector: int) -> int:
+    def _refuse(self, vcpu: VCpu, core: Core, rax: int, register: int, selector: int) -> int:
         """The CPU would fault on the selector with the context already the guest's: so does the guest."""
         core.q[RAX] = rax
-        self.faults.inject(vcpu, core, PROTECTION, selector & ~3)
+        vector, error = self._segments.fault(vcpu, register, selector)
+        self.faults.inject(vcpu, core, vector, error)
         return core.q[RAX]
 
     def _iret32(self, vcpu: VCpu) -> int:
@@ -117,6 +141,7 @@ class Iret:
         q[RIP] = eip
         core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
         self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)
+        vcpu.nmi_masked = False
         vcpu.in_kernel = ring == 1
         if outer is None:
             q[RSP] = esp + _SHORT32.size & WORD32
@@ -124,9 +149,9 @@ class Iret:
             q[RSP] = outer[4]
         core.set_mode(False, ring)
         if not self._segments.load(vcpu, core, CS, cs & 0xFFFF):
-            return self._refuse(vcpu, core, eax, cs & 0xFFFF)
+            return self._refuse(vcpu, core, eax, CS, cs & 0xFFFF)
         if outer is not None and not self._segments.load(vcpu, core, SS, outer[5] & 0xFFFF):
-            return self._refuse(vcpu, core, eax, outer[5] & 0xFFFF)
+            return self._refuse(vcpu, core, eax, SS, outer[5] & 0xFFFF)
         return int(eax)
 
     def _crash(self, vcpu: VCpu, reason: str) -> int:

@@ -11,10 +11,17 @@ from typing import Final, Protocol
 from firmware.domain.vcpu import VCpu
 from machine.core import Core
 from machine.memory import MachineMemory
-from machine.registers import CS, SEG_SELECTOR, SS
+from machine.registers import (
+    CS,
+    CS_FLAGS,
+    CS_SELECTOR,
+    SS,
+    SS_SELECTOR,
+)
 
 DESCRIPTOR_ACCESSED: Final = 1 << 40
 DESCRIPTOR_WRITABLE: Final = 1 << 41
+"""Of a data segment; of a code segment: readable."""
 DESCRIPTOR_CONFORMING: Final = 1 << 42
 DESCRIPTOR_CODE: Final = 1 << 43
 DESCRIPTOR_SEGMENT: Final = 1 << 44
@@ -24,6 +31,15 @@ DESCRIPTOR_BIG: Final = 1 << 54
 DESCRIPTOR_GRANULAR: Final = 1 << 55
 CACHE_FLAGS: Final = 0x00F0_FF00
 """The bits of a descriptor's upper word that a segment cache keeps."""
+
+NO_SEGMENT, STACK_ERROR, PROTECTION = 11, 12, 13
+"""Vectors (Intel SDM volume 3, table 6-1)."""
+
+FLAT_CODE64: Final = 0x00AF_FB00_0000_FFFF
+FLAT_DATA: Final = 0x00CF_F300_0000_FFFF
+"""A flat 64-bit code and a flat data descriptor of DPL 3, as Xen's own and Linux's are, accessed."""
+FIRST_PAGE_END: Final = 4096
+"""Selectors below are in the first page of the table."""
 
 TABLE_LDT: Final = 4
 FRAME_SHIFT: Final = 12
@@ -65,18 +81,38 @@ class Segments:
             return self._tables.reserved(selector, vcpu.domain.pv32)
         return self._memory.q[(frame << FRAME_SHIFT >> 3) + (index & (1 << ENTRIES_A_FRAME_SHIFT) - 1)]
 
+    def load_user(self, vcpu: VCpu, core: Core, cs: int, ss: int) -> bool:
+        """CS and SS of a 64-bit guest that returns to a flat user half, the usual case; False: nothing was done.
+
+        The guest's own descriptors are looked at, but a cache that already holds what they say is not loaded again.
+        """
+        frames = vcpu.gdt_frames
+        if not frames or (cs | ss) & TABLE_LDT or cs >= FIRST_PAGE_END or ss >= FIRST_PAGE_END:
+            return False
+        q = self._memory.q
+        table = frames[0] << ENTRIES_A_FRAME_SHIFT
+        if (q[table + (cs >> 3)] | DESCRIPTOR_ACCESSED) != FLAT_CODE64 \
+                or (q[table + (ss >> 3)] | DESCRIPTOR_ACCESSED) != FLAT_DATA:
+            return False
+        d = core.d
+        if d[CS_FLAGS] != FLAT_CODE64 >> 32 & CACHE_FLAGS:
+            return False
+        d[CS_SELECTOR] = cs
+        d[SS_SELECTOR] = ss
+        return True
+
     def load(self, vcpu: VCpu, core: Core, register: int, selector: int) -> bool:
         """Load one segment register at the guest's privilege; False when the CPU would refuse (nothing is changed)."""
         selector &= 0xFFFF
         long_mode = not vcpu.domain.pv32
-        if selector < 4 and register != CS and (register != SS or long_mode):
-            if register == SS:
-                core.d[SEG_SELECTOR[SS]] = selector
-            else:
-                core.set_segment(register, selector, 0, 0, 0)
+        if selector < 4:
+            if register in (CS, SS):
+                return False
+            core.set_segment(register, selector, 0, 0, 0)
             return True
         descriptor = self.descriptor(vcpu, selector)
-        if descriptor is None or not self._allowed(descriptor, register, selector, long_mode):
+        if descriptor is None or not descriptor & DESCRIPTOR_PRESENT or not self._allowed(
+                descriptor, register, selector, long_mode):
             return False
         base = descriptor >> 16 & 0xFF_FFFF | descriptor >> 32 & 0xFF00_0000
         limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
@@ -89,19 +125,33 @@ class Segments:
             core.set_segment(register, selector, base, limit, flags)
         return True
 
+    def fault(self, vcpu: VCpu, register: int, selector: int) -> tuple[int, int]:
+        """Vector and error code of the fault that a refused load raises (SDM volume 2, MOV and IRET)."""
+        selector &= 0xFFFF
+        if selector < 4:
+            return PROTECTION, 0
+        descriptor = self.descriptor(vcpu, selector)
+        if descriptor is not None and self._allowed(descriptor, register, selector, not vcpu.domain.pv32):
+            return STACK_ERROR if register == SS else NO_SEGMENT, selector & ~3
+        return PROTECTION, selector & ~3
+
     @staticmethod
     def _allowed(descriptor: int, register: int, selector: int, long_mode: bool) -> bool:
-        if not descriptor & DESCRIPTOR_SEGMENT or not descriptor & DESCRIPTOR_PRESENT:
+        """The checks that a descriptor must pass, present or not."""
+        if not descriptor & DESCRIPTOR_SEGMENT:
             return False
         ring = selector & 3
         privilege = descriptor >> 45 & 3
         if register == CS:
-            if not descriptor & DESCRIPTOR_CODE or descriptor & DESCRIPTOR_LONG and (
-                    descriptor & DESCRIPTOR_BIG or not long_mode):
+            if not descriptor & DESCRIPTOR_CODE or (descriptor & DESCRIPTOR_LONG and (
+                    descriptor & DESCRIPTOR_BIG or not long_mode)):
                 return False
             return privilege <= ring if descriptor & DESCRIPTOR_CONFORMING else privilege == ring
         if register == SS:
             return not descriptor & DESCRIPTOR_CODE and bool(descriptor & DESCRIPTOR_WRITABLE) and privilege == ring
         if descriptor & DESCRIPTOR_CODE:
-            return bool(descriptor & DESCRIPTOR_WRITABLE)
+            if not descriptor & DESCRIPTOR_WRITABLE:
+                return False
+            if descriptor & DESCRIPTOR_CONFORMING:
+                return True
         return privilege >= ring
