@@ -75,13 +75,13 @@ class Grants:
         self.table(owner).store_entry(ref, abi.GTF_permit_access | domid << 16, mfn)
 
     def release(self, owner: MemoryOwner) -> None:
-        """A domain has died: let go of all it had mapped, and of its table's frames."""
+        """A domain has died: let go of all it had mapped. Its host mappings' references go with its page tables."""
         table = self._tables.get(owner.id)
         if table is None:
             return
         for handle, mapping in enumerate(table.mappings):
             if mapping is not None:
-                self._drop(mapping, mapping.flags & MAP_KINDS | mapping.flags & abi.GNTMAP_readonly)
+                self._drop(mapping, mapping.flags, abi.GNTMAP_device_map)
                 table.mappings[handle] = None
         if not table.active:
             del self._tables[owner.id]
@@ -291,16 +291,17 @@ class Grants:
         if not done:
             return
         self._types.shootdown.owner(vcpu.domain.memory)
-        self._drop(mapping, done | mapping.flags & abi.GNTMAP_readonly)
+        self._drop(mapping, done | mapping.flags & abi.GNTMAP_readonly, done)
         mapping.flags &= ~done
         if not mapping.flags & MAP_KINDS:
             mine.free_handle(handle)
 
-    def _drop(self, mapping: Mapping, flags: int) -> None:
+    def _drop(self, mapping: Mapping, flags: int, held: int) -> None:
+        """End the uses in `flags`; those also in `held` hold a reference to the frame."""
         table = self._tables[mapping.domid]
         active = table.active[mapping.ref]
         readonly = flags & abi.GNTMAP_readonly
-        self._put(active.mfn, readonly, (flags & MAP_KINDS).bit_count())
+        self._put(active.mfn, readonly, (held & MAP_KINDS).bit_count())
         self._count(active, flags, -1)
         table.release(mapping.ref, active, readonly=bool(readonly))
 

@@ -42,7 +42,7 @@ COMPAT_DESCRIPTORS: Final[dict[int, int]] = {
 class PerDomain:
     """One domain's tables below its per-domain slot, made of Xen's frames."""
 
-    __slots__ = ("_l1", "_memory", "_pv32", "_reserved", "frames", "start")
+    __slots__ = ("_l1", "_memory", "_pv32", "_reserved", "_zeros", "frames", "start")
 
     def __init__(self, memory: MachineMemory, heap: FrameHeap, owner: MemoryOwner) -> None:
         self._memory = memory
@@ -52,6 +52,7 @@ class PerDomain:
         self.frames: list[int] = []
         self._l1 = [self._take(heap) for _ in range(tables)]
         self._reserved = self._take(heap)
+        self._zeros = self._take(heap) >> 12
         for selector, value in (COMPAT_DESCRIPTORS if owner.pv32 else FLAT_DESCRIPTORS).items():
             memory.store64(self._reserved + (selector & 0xFF8), value)
         flags = PRESENT | RW | ACCESSED | DIRTY
@@ -65,6 +66,8 @@ class PerDomain:
                 memory.store64(l2 + index * 8, l1 | flags)
             owner.perdomain_entry = l3 | flags
         for vcpu in range(owner.vcpus):
+            for page in range(GDT_PAGES):
+                self.set_gdt_page(vcpu, page, None)
             self._set(vcpu, GDT_PAGES, self._reserved >> 12)
 
     def gdt_address(self, vcpu: int) -> int:
@@ -76,8 +79,11 @@ class PerDomain:
         return self.gdt_address(vcpu) + LDT_OFFSET
 
     def set_gdt_page(self, vcpu: int, page: int, mfn: int | None) -> None:
-        """Map frame `mfn` as one of the guest's GDT pages; None unmaps."""
-        self._set(vcpu, page, mfn)
+        """Map frame `mfn` as one of the guest's GDT pages; None maps zeros, which are no descriptors."""
+        if mfn is None:
+            self._memory.store64(self._slot(vcpu, page), self._zeros << 12 | PRESENT | ACCESSED | DIRTY)
+        else:
+            self._set(vcpu, page, mfn)
 
     def set_ldt_page(self, vcpu: int, page: int, mfn: int | None) -> None:
         """Map frame `mfn` as one of the LDT's pages; None unmaps."""

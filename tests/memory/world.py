@@ -11,12 +11,15 @@ from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.memory.descriptors import Descriptors
 from firmware.memory.frames import L4_TABLE, FrameTable
 from firmware.memory.guest import GuestSpace
+from firmware.memory.grants import Grants
 from firmware.memory.heap import FrameHeap
 from firmware.memory.m2p import MachineToPhys
 from firmware.memory.mmu import Mmu
 from firmware.memory.owner import MemoryOwner
 from firmware.memory.perdomain import PerDomain
 from firmware.memory.pte import ACCESSED, DIRTY, PRESENT, RW, USER
+from firmware.memory.ptwr import Ptwr
+from firmware.memory.reservation import Reservation
 from firmware.memory.shootdown import Shootdown
 from firmware.memory.types import PageTypes
 from firmware.memory.xen_slots import XenSlots
@@ -68,10 +71,15 @@ class PlainMemory:
 
 
 class PlainCore:
-    """A core that counts what it is asked."""
+    """A core with a TLB and nothing else: it counts what it is asked.
+
+    The TLB maps (bank, page) to (frame, writable); bank 0 is the kernel's, 1 the user's.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.tlb: dict[tuple[int, int], tuple[int, bool]] = {}
+        self.flags = 0x202
         self.root = 0
         self.flushes = 0
         self.parked_flushes = 0
@@ -83,19 +91,27 @@ class PlainCore:
 
     def load_root(self, paddr: int) -> None:
         self.root = paddr
-        self.flushes += 1
+        self.flush()
 
     def flush_parked(self) -> None:
         self.parked_flushes += 1
+        self.tlb = {key: entry for key, entry in self.tlb.items() if key[0] == 0}
 
     def flush(self) -> None:
         self.flushes += 1
+        self.tlb.clear()
 
     def flush_page(self, va: int) -> None:
         self.pages.append(va)
+        for bank in (0, 1):
+            self.tlb.pop((bank, va >> 12), None)
 
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
         self.entered.append((va, paddr, writable))
+        self.tlb[0, va >> 12] = (paddr >> 12, writable)
+
+    def eflags(self) -> int:
+        return self.flags
 
     def single_step(self, on: bool) -> None:
         self.stepping = on
@@ -107,8 +123,41 @@ class PlainCore:
         self.loaded.append(state)
 
 
+ARGUMENTS = 0x10_0000
+ARGUMENTS_SIZE = 0x1_0000
+
+
+class ScratchSpace(GuestSpace):
+    """A guest's memory, and beside it a place for hypercall arguments that no page table can take away."""
+
+    __slots__ = ("scratch",)
+
+    def __init__(self, memory: PlainMemory, owner: MemoryOwner, root: int) -> None:
+        super().__init__(memory, owner, root)
+        self.scratch = bytearray(ARGUMENTS_SIZE)
+
+    def read(self, va: int, length: int) -> bytes:
+        at = va - ARGUMENTS
+        if 0 <= at and at + length <= ARGUMENTS_SIZE:
+            return bytes(self.scratch[at:at + length])
+        return super().read(va, length)
+
+    def write(self, va: int, data: bytes) -> None:
+        at = va - ARGUMENTS
+        if 0 <= at and at + len(data) <= ARGUMENTS_SIZE:
+            self.scratch[at:at + len(data)] = data
+        else:
+            super().write(va, data)
+
+    def read64(self, va: int) -> int:
+        at = va - ARGUMENTS
+        if 0 <= at and at + 8 <= ARGUMENTS_SIZE:
+            return int.from_bytes(self.scratch[at:at + 8], "little")
+        return super().read64(va)
+
+
 class PlainVCpu:
-    def __init__(self, number: int, domain: PlainDomain, core: PlainCore, space: GuestSpace) -> None:
+    def __init__(self, number: int, domain: PlainDomain, core: PlainCore, space: ScratchSpace) -> None:
         self.id = number
         self._domain, self._core, self._space = domain, core, space
         self.in_kernel = True
@@ -128,8 +177,12 @@ class PlainVCpu:
     def core(self) -> PlainCore:
         return self._core
 
+    @core.setter
+    def core(self, core: PlainCore) -> None:
+        self._core = core
+
     @property
-    def space(self) -> GuestSpace:
+    def space(self) -> ScratchSpace:
         return self._space
 
     def load_ldt(self) -> None:
@@ -180,10 +233,15 @@ class World:
         self.descriptors = Descriptors(self.types)
         self.domains: dict[int, PlainDomain] = {}
         self.mmu = Mmu(self.types, self.m2p, self.descriptors, self)
+        self.reservation = Reservation(self.types, self.m2p, self)
+        self.grants = Grants(self.types, self.mmu.update, self)
+        self.ptwr = Ptwr(self.types, self.mmu.update)
         self.log: list[str] = []
         self.table = HypercallTable(self.log.append)
         self.mmu.register(self.table)
         self.descriptors.register(self.table)
+        self.reservation.register(self.table)
+        self.grants.register(self.table)
 
     def by_id(self, domid: int) -> PlainDomain | None:
         return self.domains.get(domid)
@@ -203,9 +261,10 @@ class World:
         domain.root = root
         assert self.types.pin_root(root, owner) == 0
         self.domains[number] = domain
+        self.grants.table(owner)
         for index in range(vcpus):
             core = self.cores[index % len(self.cores)]
-            vcpu = PlainVCpu(index, domain, core, GuestSpace(self.memory, owner, root << 12))
+            vcpu = PlainVCpu(index, domain, core, ScratchSpace(self.memory, owner, root << 12))
             domain.all.append(vcpu)
             assert self.types.get_page_and_type(root, owner, 3 if pv32 else L4_TABLE) == 0
             vcpu.kernel_root = root
@@ -242,6 +301,34 @@ class World:
             for entry, mfn in enumerate(domain.frames[index * 512:(index + 1) * 512]):
                 flags = TABLE & ~(RW | DIRTY) if mfn in domain.tables else TABLE
                 store((table << 12) + entry * 8, mfn << 12 | flags & ~USER)
+
+    def schedule(self, vcpu: PlainVCpu, core: PlainCore) -> None:
+        """Let `vcpu` run on `core`, as the scheduler does: everything there is flushed."""
+        vcpu.core = core
+        self.shootdown.leave(core)
+        self.shootdown.enter(core, vcpu.domain.memory)
+        self.shootdown.load_root(core, vcpu.kernel_root << 12)
+
+    def destroy(self, domain: PlainDomain) -> None:
+        """The end of a domain: no vCPU runs, roots and descriptor tables go, then everything it owns."""
+        owner = domain.memory
+        for vcpu in domain.all:
+            self.descriptors.drop_ldt(vcpu)
+            self.descriptors.drop_gdt(vcpu)
+            for root in (vcpu.kernel_root, vcpu.user_root):
+                if root:
+                    self.types.put_page_and_type(root)
+            vcpu.kernel_root = vcpu.user_root = 0
+        for core in self.cores:
+            if core in owner.cores:
+                core.flush()
+                self.shootdown.leave(core)
+        self.grants.release(owner)
+        while self.types.release_all(owner):
+            pass
+        self.descriptors.remove(domain.id).release(self.heap)
+        self.types.remove_owner(owner)
+        del self.domains[domain.id]
 
     def call(self, vcpu: PlainVCpu, name: str, *arguments: int) -> int:
         """Make a hypercall by name, following restarts."""
