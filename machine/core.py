@@ -27,6 +27,7 @@ _MINUS_ONE = 0xFFFF_FFFF
 _FOUR_WORDS = Struct("<4Q")
 _FPU_WINDOW = 0x1000  # a virtual address whose translation may be replaced for a moment
 _EMPTY = 0
+FETCH_FAULT_NS = 100  # an exception before any block ran
 
 _BASE, _CHUNK, _CHARGED, _TSC_READS = CellWord.BASE, CellWord.CHUNK, CellWord.CHARGED, CellWord.TSC_READS
 _CPL3_DPL = 3 << reg.DESC_DPL_SHIFT
@@ -78,6 +79,7 @@ class Core:
         "_flush_modes",
         "_flush_page",
         "_icount",
+        "_left_at_exception",
         "_low",
         "_read_eflags",
         "_set_page",
@@ -107,6 +109,7 @@ class Core:
         self._units = 0
         self._deadline = 0
         self._stopped = False
+        self._left_at_exception = -1
         self._bank = 0
         dll = engine.library.dll
         self._flush = dll.tlb_flush_x86_64
@@ -164,6 +167,17 @@ class Core:
         cell[_CHUNK] -= low[0]
         low[0] = 0
 
+    def budget_after_exception(self) -> int:
+        """Units left. Takes some when no block ran since the last exception, so that a guest whose handler cannot even be
+        fetched uses up its slice like any other.
+        """
+        left = self._low[0]
+        if left == self._left_at_exception:
+            self.charge(FETCH_FAULT_NS)
+            left = self._low[0]
+        self._left_at_exception = left
+        return int(left)
+
     @property
     def deadline(self) -> int:
         """When the running slice ends, in ns; 0 when it was stopped."""
@@ -185,12 +199,15 @@ class Core:
         engine.select(self._cpu)
         engine.running = self
         self._stopped = False
+        self._left_at_exception = -1
         self._deadline = deadline_ns
         while True:
             units = (self._deadline - cell[_BASE] + UNIT_NS - 1) // UNIT_NS
             if units <= 0:
                 break
             cell[_CHUNK] = icount[0] = units if units < MAX_CHUNK else MAX_CHUNK
+            # cpu_exec takes all flags from the eflags word when it begins, and puts them back there when it ends
+            q[reg.EFLAGS] = self.eflags()
             try:
                 code = engine.start(q[reg.RIP])
             finally:

@@ -45,10 +45,9 @@ class Trapped(Protocol):
     d: memoryview
     handler: Any
 
-    @property
-    def deadline(self) -> int: ...
-
     def stop(self) -> None: ...
+
+    def budget_after_exception(self) -> int: ...
 
 
 class Hooks:
@@ -108,7 +107,7 @@ class Hooks:
                 core.handler.exception(core, vector, d[reg.ERROR_CODE], d[reg.EXCEPTION_IS_INT] != 0)
             except BaseException as failure:  # noqa: BLE001
                 engine.failed(failure)
-            if not core.deadline:  # stopped: a fetch that faults comes before any block could see that
+            if not core.budget_after_exception():  # a fetch that faults comes before any block could see that
                 emu_stop(uc)
 
         def on_syscall() -> None:
@@ -117,10 +116,10 @@ class Hooks:
             try:
                 q[reg.RIP] = q[reg.RIP] + _SYSCALL_SIZE & _U64
                 core.handler.syscall(core)
-                # the emulated instruction still adds its size to whatever RIP holds
-                q[reg.RIP] = q[reg.RIP] - _SYSCALL_SIZE & _U64
             except BaseException as failure:  # noqa: BLE001
                 engine.failed(failure)
+            # the emulated instruction still adds its size to whatever RIP holds
+            q[reg.RIP] = q[reg.RIP] - _SYSCALL_SIZE & _U64
 
         def on_invalid() -> bool:
             core = engine.running
