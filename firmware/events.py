@@ -25,6 +25,10 @@ GLOBAL_VIRQS: Final = frozenset(
 
 BACKEND_DOMAIN: Final = 0
 """Who the console and store ports are connected to, as the guest sees it."""
+BUCKET: Final = 64
+"""Ports come into being so many at a time (EVTCHNS_PER_BUCKET); one that exists may be free."""
+COMPAT_OPS: Final = frozenset(range(ec.EVTCHNOP_bind_interdomain, ec.EVTCHNOP_unmask + 1))
+"""What the pre-3.0.2 form of the hypercall knows."""
 
 
 class State(IntEnum):
@@ -86,7 +90,7 @@ class EventChannels:
         self._selector = info.offset["evtchn_pending_sel"]
         self._word_shift = 5 if domain.pv32 else 6
         self.limit = 1024 if domain.pv32 else 4096
-        self.ports: list[Port] = [Port()]
+        self.ports: list[Port] = [Port() for _ in range(BUCKET)]
         self.polling: list[VCpu] = []
 
     def allocate(self) -> int:
@@ -96,12 +100,13 @@ class EventChannels:
                 return number
         if len(self.ports) >= self.limit:
             raise HypercallError(errno.ENOSPC)
-        self.ports.append(Port())
-        return len(self.ports) - 1
+        number = len(self.ports)
+        self.ports.extend(Port() for _ in range(BUCKET))
+        return number
 
     def port(self, number: int) -> Port:
-        """The port of that number; HypercallError(EINVAL) when the number was never in use."""
-        if not 0 < number < len(self.ports):
+        """The port of that number, free perhaps (0 always is); HypercallError(EINVAL) beyond those that exist."""
+        if number >= len(self.ports):
             raise HypercallError(errno.EINVAL)
         return self.ports[number]
 
@@ -139,16 +144,19 @@ class EventChannels:
         where = info + self._selector + (word >> 3)
         bits = memory.b[where]
         bit = 1 << (word & 7)
-        if not bits & bit:
-            memory.store8(where, bits | bit)
-        if not memory.b[info]:
-            memory.store8(info, 1)
+        if bits & bit:
+            return
+        memory.store8(where, bits | bit)
+        if memory.b[info]:
+            return
+        memory.store8(info, 1)
         if vcpu.pause_flags & (PAUSE_BLOCKED | PAUSE_POLLING):
             self._scheduler.unblock(vcpu)
 
     def _end_polls(self, number: int) -> None:
+        """End the polls for this port, and those for several ports or none: Xen keeps but one port a vCPU."""
         for vcpu in list(self.polling):
-            if number in vcpu.poll_ports:
+            if len(vcpu.poll_ports) != 1 or number == vcpu.poll_ports[0]:
                 self._scheduler.unblock(vcpu)
 
     def is_pending(self, number: int) -> bool:
@@ -217,7 +225,9 @@ class EventChannelOps:
     def event_channel_op_compat(self, vcpu: VCpu, argument: int) -> int:
         """Hypercall 16: the command stands in memory before its argument (`struct evtchn_op`)."""
         layout = ec.evtchn_op.w32 if vcpu.domain.pv32 else ec.evtchn_op.w64
-        command = int.from_bytes(vcpu.space.read(argument, 4), "little")
+        command = int.from_bytes(vcpu.space.read(argument, layout.size)[:4], "little")
+        if command not in COMPAT_OPS:
+            return -errno.ENOSYS
         return self.event_channel_op(vcpu, command, argument + layout.offset["u"])
 
     def _bind_interdomain(self, vcpu: VCpu, argument: int) -> int:
@@ -225,9 +235,11 @@ class EventChannelOps:
         local = vcpu.domain
         number = local.id if bind.remote_dom == xen.DOMID_SELF else bind.remote_dom
         remote = self._domains.by_id(number)
-        if remote is None:
+        if remote is None and number != BACKEND_DOMAIN:
             return -errno.ESRCH
         local_number = local.events.allocate()
+        if remote is None:
+            return -errno.EINVAL
         local_port = local.events.ports[local_number]
         remote_port = remote.events.port(bind.remote_port)
         if remote_port.state is not State.UNBOUND or remote_port.remote_domain != local.id:
@@ -280,7 +292,7 @@ class EventChannelOps:
         request = vcpu.space.unpack(argument, ec.evtchn_alloc_unbound.w64)
         domain = vcpu.domain
         if request.dom not in (xen.DOMID_SELF, domain.id):
-            return -errno.ESRCH if self._domains.by_id(request.dom) is None else -errno.EPERM
+            return self._foreign(request.dom)
         number = domain.events.allocate()
         port = domain.events.ports[number]
         port.state = State.UNBOUND
@@ -332,15 +344,16 @@ class EventChannelOps:
     def _status(self, vcpu: VCpu, argument: int) -> int:
         layout = ec.evtchn_status.w64
         asked = vcpu.space.unpack(argument, layout)
-        number = vcpu.domain.id if asked.dom == xen.DOMID_SELF else asked.dom
-        domain = self._domains.by_id(number)
-        if domain is None:
-            return -errno.ESRCH
-        if domain is not vcpu.domain:
-            return -errno.EPERM
+        domain = vcpu.domain
+        if asked.dom not in (xen.DOMID_SELF, domain.id):
+            return self._foreign(asked.dom)
         port = domain.events.port(asked.port)
         vcpu.space.write(argument + layout.offset["status"], _STATUS[port.state](port))
         return 0
+
+    def _foreign(self, number: int) -> int:
+        """What an operation on another domain's ports answers: domain 0 is there, though nothing of it is modelled."""
+        return -errno.EPERM if number == BACKEND_DOMAIN or self._domains.by_id(number) is not None else -errno.ESRCH
 
     def _bind_vcpu(self, vcpu: VCpu, argument: int) -> int:
         bind = vcpu.space.unpack(argument, ec.evtchn_bind_vcpu.w64)
@@ -363,7 +376,7 @@ class EventChannelOps:
         asked = vcpu.space.unpack(argument, ec.evtchn_reset.w64)
         domain = vcpu.domain
         if asked.dom not in (xen.DOMID_SELF, domain.id):
-            return -errno.ESRCH if self._domains.by_id(asked.dom) is None else -errno.EPERM
+            return self._foreign(asked.dom)
         for number in range(1, len(domain.events.ports)):
             if domain.events.ports[number].state is not State.FREE:
                 self.close(domain, number)
@@ -380,8 +393,8 @@ def _status(port: Port, first: int = 0, second: int = 0) -> bytes:
 
 
 _STATUS: Final[dict[State, Callable[[Port], bytes]]] = {
-    State.FREE: lambda port: _status(port)[:4],
-    State.UNBOUND: lambda port: _status(port, port.remote_domain)[:12],
+    State.FREE: lambda port: _status(port)[:8],
+    State.UNBOUND: lambda port: _status(port, port.remote_domain)[:10],
     State.INTERDOMAIN: lambda port: _status(port, port.remote_domain, port.remote_port),
     State.PIRQ: lambda port: _status(port)[:12],
     State.VIRQ: lambda port: _status(port, port.virq)[:12],

@@ -111,6 +111,7 @@ class Hypervisor:
                            self.memory.descriptors, self.lifecycle)
         iret.faults = self.traps
         self.scheduler.resume = contexts.resume
+        self.scheduler.ticking = timers.run_periodic
         self.timers = timers
         for part in (timers, debug, iret, self.sched_ops, EventChannelOps(self.lifecycle), ConsoleIo(), Version(), Platform(),
                      Multicall(calls), Callbacks(segments),
@@ -205,7 +206,7 @@ class Hypervisor:
             domain.id, SharedRing(machine_memory, built.store_mfn << 12), lambda: domain.events.raise_port(store_port))
 
     def _shared_info(self, domain: Domain) -> None:
-        """vcpu_info of the first vCPUs, masked; the wall clock; every event masked."""
+        """vcpu_info of the first vCPUs, upcalls masked; the wall clock. No event is masked, as a toolstack leaves it."""
         layout, info = ((xen.shared_info.w32, xen.vcpu_info.w32) if domain.pv32 else (xen.shared_info.w64, xen.vcpu_info.w64))
         memory = self.machine.memory
         base = domain.shared_info
@@ -214,8 +215,6 @@ class Hypervisor:
         for index in range(LEGACY_VCPUS):
             memory.store8(base + info.size * index + info.offset["evtchn_upcall_mask"], 1)
             memory.write(base + info.size * index + info.offset["time"], time_info(domain.pv32))
-        mask_bytes = 128 if domain.pv32 else 512
-        memory.fill(base + layout.offset["evtchn_mask"], mask_bytes, 0xFF)
         epoch = self.machine.clock.epoch
         memory.store32(base + layout.offset["wc_version"], 2)
         memory.store32(base + layout.offset["wc_sec"], epoch // SECOND & 0xFFFF_FFFF)

@@ -1,7 +1,7 @@
 """A vCPU's three timers (single-shot, periodic, poll time-out), all on the machine's virtual clock.
 
 System time is virtual ns since the machine started, the same value the guest computes from its TSC. The first two raise
-VIRQ_TIMER. Sources: vcpu.h (VCPUOP_set_*_timer), xen.h (set_timer_op), sched.h (sched_poll).
+VIRQ_TIMER. The periodic timer ticks only while its vCPU runs: one that is late comes when the vCPU runs again. Sources: vcpu.h (VCPUOP_set_*_timer), xen.h (set_timer_op), sched.h (sched_poll).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from firmware.abi import errno, xen
 from firmware.abi import vcpu as vcpu_abi
-from firmware.domain.vcpu import VCpu
+from firmware.domain.vcpu import RUNNING, VCpu
 from firmware.hypercalls import HypercallTable
 from machine.clock import Clock
 
@@ -19,8 +19,8 @@ FAR_FUTURE: Final = 1 << 50
 """set_timer_op takes anything further off (or in the far past, as unsigned) for a wrapped value of Linux's."""
 WRAPPED_DELAY: Final = 100 * MILLISECOND
 """What it sets instead."""
-LONGEST_PERIOD: Final = (1 << 63) - 1 >> 2
-"""STIME_DELTA_MAX: a quarter of what signed nanoseconds hold."""
+LONGEST_PERIOD: Final = (1 << 62) - 1
+"""STIME_DELTA_MAX: half of what signed nanoseconds hold."""
 
 
 class Wakes(Protocol):
@@ -54,12 +54,16 @@ class Timers:
         return 0
 
     def set_single_shot(self, vcpu: VCpu, argument: int) -> int:
-        """VCPUOP_set_singleshot_timer, of the calling vCPU."""
+        """VCPUOP_set_singleshot_timer, of the calling vCPU; a time in the past raises its event at once, whatever the
+        flags say (so since 4.17.3)."""
         layout = vcpu_abi.vcpu_set_singleshot_timer
         request = vcpu.space.unpack(argument, layout.w32 if vcpu.domain.pv32 else layout.w64)
-        if request.flags & vcpu_abi.VCPU_SSHOTTMR_future and request.timeout_abs_ns < vcpu.core.now():
-            return -errno.ETIME
-        self._set_single_shot(vcpu, min(request.timeout_abs_ns, LONGEST_PERIOD))
+        when = request.timeout_abs_ns
+        if when < vcpu.core.now() or when >> 63:
+            self.stop_single_shot(vcpu)
+            vcpu.domain.events.send_virq(vcpu, xen.VIRQ_TIMER)
+        else:
+            self._set_single_shot(vcpu, when)
         return 0
 
     def stop_single_shot(self, vcpu: VCpu) -> None:
@@ -86,23 +90,32 @@ class Timers:
             return -errno.EINVAL
         self.stop_periodic(target)
         target.period_ns = period
-        self._next_period(target, vcpu.core.now() + period)
+        target.next_period = vcpu.core.now() + period
+        self.run_periodic(target)
         return 0
 
     def stop_periodic(self, vcpu: VCpu) -> None:
         """Nothing will come of the periodic timer any more."""
+        vcpu.period_ns = 0
         if vcpu.periodic is not None:
             vcpu.periodic.cancel()
             vcpu.periodic = None
 
-    def _next_period(self, vcpu: VCpu, when: int) -> None:
-        vcpu.periodic = self._clock.at(when, self._periodic, vcpu)
-        if vcpu.loaded:
-            vcpu.core.limit(when)
+    def run_periodic(self, vcpu: VCpu) -> None:
+        """A vCPU with a period runs from now on: the tick it missed, and those to come."""
+        if vcpu.runstate != RUNNING or vcpu.periodic is not None:
+            return
+        core = vcpu.core
+        now = max(core.now(), self._clock.now)
+        if now >= vcpu.next_period:
+            vcpu.domain.events.send_virq(vcpu, xen.VIRQ_TIMER)
+            vcpu.next_period = now + vcpu.period_ns
+        vcpu.periodic = self._clock.at(vcpu.next_period, self._periodic, vcpu)
+        core.limit(vcpu.next_period)
 
     def _periodic(self, vcpu: VCpu) -> None:
-        self._next_period(vcpu, self._clock.now + vcpu.period_ns)
-        vcpu.domain.events.send_virq(vcpu, xen.VIRQ_TIMER)
+        vcpu.periodic = None
+        self.run_periodic(vcpu)
 
     def set_poll(self, vcpu: VCpu, when: int) -> None:
         """A polling vCPU runs again at this system time at the latest."""

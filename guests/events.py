@@ -96,7 +96,7 @@ MOVE = ("EVTCHNOP_bind_vcpu", "evtchn_bind_vcpu")
 UNMASK = ("EVTCHNOP_unmask", "evtchn_unmask")
 
 _MAIN: Final = (
-    put("event_hook", "&event_came"),
+    put("event_hook", "&event_came"), hypercall("vcpu_op", "VCPUOP_stop_periodic_timer", 0, 0),
     operation("allocate", *ALLOCATE, dom="DOMID_SELF", remote_dom="DOMID_SELF"),
     keep("a", "evtchn_alloc_unbound.port"), status("a", "a"),
     operation("allocate for nobody", *ALLOCATE, dom="DOMID_SELF", remote_dom=NOBODY),

@@ -292,6 +292,17 @@ map_shared:                             # map shared_info at shared_page
     syscall
     test rax, rax
     jnz crash
+    lea rdi, [rip + shared_page]        # mask the console's and the store's ports: nobody here waits for them
+    mov eax, [rip + console_port]
+    lock bts qword ptr [rdi + shared_info.evtchn_mask], rax
+    mov rax, [rip + start_info_address]
+    test dword ptr [rax + start_info.flags], SIF_INITDOMAIN
+    jnz map_shared_done
+    mov eax, [rax + start_info.store_evtchn]
+    lock bts qword ptr [rdi + shared_info.evtchn_mask], rax
+    mov qword ptr [rdi + vcpu_info.evtchn_pending_sel], 0
+    mov byte ptr [rdi + vcpu_info.evtchn_upcall_pending], 0
+map_shared_done:
 {restore()}
     ret
 """

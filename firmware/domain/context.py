@@ -41,7 +41,8 @@ from machine.registers import (
 
 EFLAGS_IF: Final = 1 << 9
 EFLAGS_IOPL: Final = 3 << 12
-GDT_BYTES: Final = 0x10000
+GDT_BYTES: Final = 0xF000
+"""The guest's 14 pages and Xen's own one (LAST_RESERVED_GDT_BYTE + 1)."""
 LONGEST_LDT: Final = 8192
 PAGE_MASK: Final = 0xFFF
 LOWEST_CANONICAL_HIGH: Final = ((1 << 64) - 1) ^ ((1 << 47) - 1)

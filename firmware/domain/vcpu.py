@@ -44,6 +44,13 @@ OFFLINE: Final = 3
 
 NO_POLL: Final[tuple[int, ...]] = ()
 
+DEFAULT_PERIOD: Final = 10_000_000
+"""A PV vCPU has a 100 Hz periodic timer until it stops it; in ns."""
+
+DR6_DEFAULT: Final = 0xFFFF_0FF0
+DR7_DEFAULT: Final = 0x400
+"""Debug registers after reset (Intel SDM volume 3, 10.1)."""
+
 
 class Trap:
     """One entry of a virtual IDT: where the guest handles a vector (`trap_info` in arch-x86/xen.h)."""
@@ -68,9 +75,9 @@ class VCpu:
         "gdt_frames", "gdt_entries", "ldt_base", "ldt_entries", "kernel_sp", "kernel_ss", "gs_shadow",
         "event_address", "event_cs", "failsafe_address", "failsafe_cs", "failsafe_masks", "syscall_address",
         "syscall_masks", "syscall32_address", "syscall32_cs", "syscall32_masks", "sysenter_address", "sysenter_cs",
-        "sysenter_masks", "traps", "info", "cr0_ts", "cr4", "debugreg", "dr7_emul", "iopl", "nmi_pending", "pause_flags",
+        "sysenter_masks", "traps", "info", "cr0_ts", "cr4", "debugreg", "dr7_emul", "iopl", "nmi_pending", "nmi_masked", "pause_flags",
         "poll_ports", "virqs", "runstate", "runstate_since", "runstate_times", "runstate_area", "time_area", "single_shot",
-        "periodic", "period_ns", "poll_timer", "last_time", "recent_calls", "recent_at",
+        "periodic", "period_ns", "next_period", "poll_timer", "last_time", "recent_calls", "recent_at",
         "restarted", "failsafe_pending", "storing", "entry",
     )
 
@@ -117,10 +124,12 @@ class VCpu:
         """Machine address of its vcpu_info; 0 when it has none yet."""
         self.cr0_ts = False
         self.cr4 = 0
-        self.debugreg = [0] * 8
+        self.debugreg = [0, 0, 0, 0, 0, 0, DR6_DEFAULT, DR7_DEFAULT]
         self.dr7_emul = 0
         self.iopl = 0
         self.nmi_pending = False
+        self.nmi_masked = False
+        """In its NMI handler: another waits for the iret hypercall."""
         self.storing = False
         """In the middle of an emulated store to a page table: nothing is delivered, nobody else runs."""
         self.failsafe_pending = False
@@ -135,7 +144,9 @@ class VCpu:
         self.time_area = 0
         self.single_shot: Event | None = None
         self.periodic: Event | None = None
-        self.period_ns = 0
+        self.period_ns = DEFAULT_PERIOD
+        """Period of its periodic timer; 0 when it has none."""
+        self.next_period = 0
         self.poll_timer: Event | None = None
         self.last_time = 0
         self.recent_calls: list[tuple[int, int, int, int] | None] = [None] * RECENT_CALLS

@@ -19,6 +19,8 @@ MOST_PORTS: Final = 128
 """SCHEDOP_poll takes no more."""
 WATCHDOGS: Final = 2
 """NR_DOMAIN_WATCHDOG_TIMERS."""
+ALL_TAKEN: Final = -errno.ENOSPC & 0xFFFF_FFFF
+"""What a third watchdog gets: Xen returns the error through an unsigned 32-bit number."""
 SECOND: Final = 1_000_000_000
 
 
@@ -105,16 +107,19 @@ class SchedOps:
         poll = vcpu.space.unpack(argument, layout)
         if poll.nr_ports > MOST_PORTS:
             return -errno.EINVAL
-        data = vcpu.space.read(poll.ports, 4 * poll.nr_ports) if poll.nr_ports else b""
-        ports = tuple(memoryview(data).cast("I"))
+        if not vcpu.space.allowed(poll.ports, 4 * poll.nr_ports):
+            return -errno.EFAULT
         events = vcpu.domain.events
         if self._memory.b[vcpu.info] and not self._memory.b[vcpu.info + 1]:
             return 0
-        for number in ports:
+        ports = []
+        for at in range(poll.ports, poll.ports + 4 * poll.nr_ports, 4):
+            number = vcpu.space.read32(at)
             events.port(number)
             if events.is_pending(number):
                 return 0
-        vcpu.poll_ports = ports
+            ports.append(number)
+        vcpu.poll_ports = tuple(ports)
         events.polling.append(vcpu)
         if poll.timeout:
             self._timers.set_poll(vcpu, poll.timeout)
@@ -128,9 +133,8 @@ class SchedOps:
 
     def _shutdown_code(self, vcpu: VCpu, argument: int) -> int:
         request = vcpu.space.unpack(argument, sched.sched_shutdown.w64)
-        if vcpu.domain.shutdown_code is not None:
-            return -errno.EINVAL
-        vcpu.domain.shutdown_code = request.reason & 0xFF
+        if vcpu.domain.shutdown_code is None:
+            vcpu.domain.shutdown_code = request.reason & 0xFF
         return 0
 
     def _watchdog(self, vcpu: VCpu, argument: int) -> int:
@@ -140,24 +144,23 @@ class SchedOps:
         number = request.id
         if number > WATCHDOGS:
             return -errno.EINVAL
-        result = 0
         if number == 0:
-            if request.timeout == 0:
-                return -errno.EINVAL
-            free = [index for index, timer in enumerate(timers) if timer is None]
-            if not free:
-                return -errno.ENOSPC
-            number = result = free[0] + 1
+            if None not in timers:
+                return ALL_TAKEN
+            number = timers.index(None) + 1
+            timers[number - 1] = self._watch(vcpu, request.timeout)
+            return number
         running = timers[number - 1]
-        if running is not None:
-            running.cancel()
-            timers[number - 1] = None
-        elif not result:
+        if running is None:
             return -errno.EINVAL
-        if request.timeout:
-            when = vcpu.core.now() + request.timeout * SECOND
-            timers[number - 1] = self._clock.at(when, self._watchdog_fired, domain)
-        return result
+        running.cancel()
+        timers[number - 1] = self._watch(vcpu, request.timeout) if request.timeout else None
+        return 0
+
+    def _watch(self, vcpu: VCpu, seconds: int) -> Event:
+        when = vcpu.core.now() + seconds * SECOND
+        vcpu.core.limit(when)
+        return self._clock.at(when, self._watchdog_fired, vcpu.domain)
 
     def _watchdog_fired(self, domain: Domain) -> None:
         self._ends.shutdown(domain, sched.SHUTDOWN_watchdog)

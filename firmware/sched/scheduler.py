@@ -43,6 +43,8 @@ class Scheduler:
         self._shootdown = shootdown
         self.resume: Callable[[VCpu, Core], None]
         """Told of each vCPU that was loaded on a core (set by the composition root)."""
+        self.ticking: Callable[[VCpu], None]
+        """Told of each vCPU with a periodic timer that begins to run (set by the composition root)."""
         self.policy = policy
         self.switches = 0
 
@@ -122,6 +124,8 @@ class Scheduler:
         if vcpu.runstate != RUNNING:
             self._account(vcpu, RUNNING, core.now())
             self._tell_runstate(vcpu)
+            if vcpu.period_ns:
+                self.ticking(vcpu)
         return slice_ns
 
     def _switch(self, core: Core, vcpu: VCpu) -> None:
