@@ -136,7 +136,7 @@ def test_loops_assemble_and_differ_by_their_count() -> None:
 
 
 def test_a_report(tmp_path: Path) -> None:
-    report = Report()
+    report = Report(load=1.25)
     report.promise("within", 2, 1.5, "us")
     before = report.good
     report.steps = {"xenpy": {"up": 1.0, "done": 3.0}, "other": {"up": 2.0, "done": 4.0}}
@@ -154,6 +154,8 @@ def test_a_report(tmp_path: Path) -> None:
     assert [cell.strip() for cell in rows[0][1:-1]] == ["up", "1.00", "2.00", "0.50"]
     assert [cell.strip() for cell in rows[1][1:-1]] == ["done", "3.00", "4.00", "0.75"]
     assert [cell.strip() for cell in rows[-1][1:-1]] == ["beyond", "2.50 us", "2 us", "broken"]
+    assert "load 1.2 at the start" in text
+    assert content["host"]["load"] == 1.25
     assert "not measured: hello: [red]gone" in text
 
 

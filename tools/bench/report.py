@@ -39,6 +39,8 @@ class Report:
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
     """Contender -> step -> median host seconds."""
     numbers: dict[str, Any] = field(default_factory=dict)
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
+    """The host's load before anything was measured: programs that shared the processors with us."""
     failures: list[str] = field(default_factory=list)
     """Sentences about what could not be measured."""
 
@@ -54,7 +56,7 @@ class Report:
     def write(self, path: Path) -> None:
         """Write the JSON form."""
         content = {
-            "host": {"cpu": cpu_model(), "cpus": os.cpu_count(), "load": os.getloadavg()[0],
+            "host": {"cpu": cpu_model(), "cpus": os.cpu_count(), "load": self.load,
                      "python": platform.python_version(), "system": platform.platform()},
             "steps": self.steps,
             "numbers": self.numbers,
@@ -69,6 +71,8 @@ class Report:
             console.print(steps_table(self.steps))
         if self.promises:
             console.print(promises_table(self.promises))
+        console.print(f"on {cpu_model()}, {os.cpu_count()} CPUs, load {self.load:.1f} at the start",
+                      markup=False, highlight=False)
         for failure in self.failures:
             console.print(f"not measured: {failure}", markup=False, highlight=False)
 
