@@ -21,12 +21,15 @@ COMPAT_END: Final = 0xF580_0000
 """A 32-bit guest's addresses end here."""
 READABLE: Final = PRESENT | ACCESSED
 WRITABLE: Final = PRESENT | ACCESSED | RW | DIRTY
+SAME_TABLE: Final = ADDRESS | PRESENT | RW
+"""What two root entries must agree in to lead to the same place with the same rights."""
 
 
 class GuestSpace:
     """One vCPU's kernel address space. Every method raises GuestFault for an address the guest may not use so."""
 
-    __slots__ = ("_b", "_generation", "_memory", "_owner", "_q", "_read_tables", "_root", "_write", "_write_tables")
+    __slots__ = ("_b", "_generation", "_memory", "_owner", "_q", "_read_tables", "_root", "_slots", "_write",
+                 "_write_tables")
 
     def __init__(self, memory: MachineMemory, owner: MemoryOwner, root: int = 0) -> None:
         self._memory = memory
@@ -36,6 +39,7 @@ class GuestSpace:
         self._write = memory.write
         self._root = root
         self._generation = -1
+        self._slots: list[int] = []
         self._read_tables: dict[int, int] = {}
         self._write_tables: dict[int, int] = {}
 
@@ -46,8 +50,13 @@ class GuestSpace:
 
     @root.setter
     def root(self, paddr: int) -> None:
+        """What is remembered stays where the new root names the same tables, as a kernel's half of all its roots does."""
+        q, old, new = self._q, self._root >> 3, paddr >> 3
+        for slot in self._slots:
+            if (q[old + slot] ^ q[new + slot]) & SAME_TABLE:
+                self._generation = -1
+                break
         self._root = paddr
-        self._generation = -1
 
     def read(self, va: int, length: int) -> bytes:
         """`length` bytes from `va` on."""
@@ -170,6 +179,7 @@ class GuestSpace:
         if self._generation != self._owner.generation:
             self._read_tables.clear()
             self._write_tables.clear()
+            self._slots.clear()
             self._generation = self._owner.generation
         q = self._q
         pv32 = self._owner.pv32
@@ -184,6 +194,9 @@ class GuestSpace:
                 self._memory.store64(index << 3, entry | ACCESSED)
             rights &= entry
             at = entry & ADDRESS
+        slot = va >> 30 & 3 if pv32 else va >> 39 & 511
+        if slot not in self._slots:
+            self._slots.append(slot)
         table = at >> 3
         self._read_tables[va >> 21] = table
         if rights:

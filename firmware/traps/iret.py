@@ -26,6 +26,7 @@ from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
     CS,
+    CS_FLAGS,
     CS_SELECTOR,
     R11,
     RAX,
@@ -102,8 +103,12 @@ class Iret:
             if canonical(rip):
                 cs = cs if cs == arch_x86.FLAT_RING3_CS32 else arch_x86.FLAT_RING3_CS64
                 ss = arch_x86.FLAT_RING3_SS64
+        if cs != arch_x86.FLAT_RING3_CS64 and self._segments.load_user(vcpu, core, cs, ss):
+            return int(rax)
         if cs == arch_x86.FLAT_RING3_CS64:
-            if d[CS_SELECTOR] != cs:
+            if d[CS_FLAGS] == CODE64_FLAGS:
+                d[CS_SELECTOR] = cs
+            else:
                 core.set_cs(cs, 0, FLAT_LIMIT, CODE64_FLAGS)
         elif not self._segments.load(vcpu, core, CS, cs):
             d[CS_SELECTOR], d[SS_SELECTOR] = cs, ss
