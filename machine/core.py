@@ -53,7 +53,7 @@ class TrapHandler(Protocol):
         """Before each slice: load what should run, deliver events. The longest slice in ns; None: the core is idle."""
 
     def syscall(self, core: Core) -> None:
-        """SYSCALL was executed; RIP is after it."""
+        """SYSCALL was executed: RIP and RCX are after it, R11 holds the flags."""
 
     def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
         """Fault: RIP at the instruction. `int n` (software) and int3: RIP after it. CR2 holds the address of a #PF."""
@@ -296,6 +296,12 @@ class Core:
             d[reg.HFLAGS] = hflags & ~(reg.HF_LMA | reg.HF_CS64)
             self._data_hflags()
         self.flush()
+
+    def open_ports(self, on: bool) -> None:
+        """While open, port accesses in the kernel bank do not trap: nothing answers, so IN reads ones. Ports of the clock and
+        of PCI configuration always raise #GP.
+        """
+        self._cell[CellWord.OPEN_PORTS] = on
 
     def set_cr0_ts(self, on: bool) -> None:
         """CR0.TS: the next FPU or SSE instruction raises #NM."""

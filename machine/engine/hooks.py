@@ -17,12 +17,10 @@ from . import library as lib
 if TYPE_CHECKING:
     from .engine import Engine
 
-_SYSCALL_SIZE = 2
-_U64 = (1 << 64) - 1
 _NO_EXCEPTION = 0xFFFF_FFFF
 _WHOLE_SPACE = (1, 0)  # begin > end: a hook everywhere
 
-_OnInterrupt = C.PYFUNCTYPE(None, C.c_void_p, C.c_uint32)
+_OnInterrupt = C.PYFUNCTYPE(None, C.c_uint32)
 _OnSyscall = C.PYFUNCTYPE(None)
 _OnInvalid = C.PYFUNCTYPE(C.c_bool)
 _OnCpuid = C.PYFUNCTYPE(C.c_int)
@@ -67,14 +65,16 @@ class Hooks:
         self._python.clear()
         self._install_python(timed=on)
 
-    def _hook(self, kind: int, function: Any, *instruction: int, span: tuple[int, int] = _WHOLE_SPACE) -> int:
+    def _hook(
+        self, kind: int, function: Any, *instruction: int, span: tuple[int, int] = _WHOLE_SPACE, data: int = 0
+    ) -> int:
         handle = C.c_size_t()
         code = self._add(
             C.c_void_p(self._uc),
             C.byref(handle),
             C.c_int(kind),
             function if not isinstance(function, int) else C.c_void_p(function),
-            C.c_void_p(0),
+            C.c_void_p(data),
             C.c_uint64(span[0]),
             C.c_uint64(span[1]),
             *[C.c_int(number) for number in instruction],
@@ -99,10 +99,9 @@ class Hooks:
         engine = self._engine
         emu_stop, uc = engine.library.dll.uc_emu_stop, C.c_void_p(self._uc)
 
-        def on_interrupt(_uc: int, vector: int) -> None:
+        def on_interrupt(vector: int) -> None:
             core = engine.running
             d = core.d
-            d[reg.OLD_EXCEPTION] = _NO_EXCEPTION
             try:
                 core.handler.exception(core, vector, d[reg.ERROR_CODE], d[reg.EXCEPTION_IS_INT] != 0)
             except BaseException as failure:  # noqa: BLE001
@@ -112,14 +111,10 @@ class Hooks:
 
         def on_syscall() -> None:
             core = engine.running
-            q = core.q
             try:
-                q[reg.RIP] = q[reg.RIP] + _SYSCALL_SIZE & _U64
                 core.handler.syscall(core)
             except BaseException as failure:  # noqa: BLE001
                 engine.failed(failure)
-            # the emulated instruction still adds its size to whatever RIP holds
-            q[reg.RIP] = q[reg.RIP] - _SYSCALL_SIZE & _U64
 
         def on_invalid() -> bool:
             core = engine.running
@@ -150,11 +145,14 @@ class Hooks:
 
             return measured
 
-        for kind, prototype, function, instruction in (
-            (lib.HOOK_INTR, _OnInterrupt, on_interrupt, ()),
-            (lib.HOOK_INSN_INVALID, _OnInvalid, on_invalid, ()),
-            (lib.HOOK_INSN, _OnSyscall, on_syscall, (lib.INS_SYSCALL,)),
-            (lib.HOOK_INSN, _OnCpuid, on_cpuid, (lib.INS_CPUID,)),
+        entry = engine.stubs.entry
+        for kind, prototype, function, instruction, stub in (
+            (lib.HOOK_INTR, _OnInterrupt, on_interrupt, (), entry["interrupt"]),
+            (lib.HOOK_INSN_INVALID, _OnInvalid, on_invalid, (), 0),
+            (lib.HOOK_INSN, _OnSyscall, on_syscall, (lib.INS_SYSCALL,), entry["syscall"]),
+            (lib.HOOK_INSN, _OnCpuid, on_cpuid, (lib.INS_CPUID,), 0),
         ):
             callback = prototype(kept(function))
-            self._python.append((callback, self._hook(kind, callback, *instruction)))
+            address = C.cast(callback, C.c_void_p).value or 0
+            handle = self._hook(kind, stub or callback, *instruction, data=address if stub else 0)
+            self._python.append((callback, handle))

@@ -64,6 +64,7 @@ class CellWord:
     TSC_READS = 3
     KEY = 4  # the core's part of the block hash
     SHARED = 5  # address of the shared words
+    OPEN_PORTS = 6  # 1: the kernel bank's IN reads ones and OUT goes nowhere, without a trap
     COUNT = 8
 
 

@@ -18,6 +18,8 @@ NAMES = (
     "rdtsc",
     "rdtscp",
     "port",
+    "syscall",
+    "interrupt",
     "refuse",
     "protect",
     "unprotect",
@@ -26,6 +28,8 @@ NAMES = (
     "time_of_day",
     "switch_bank",
 )
+FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
+FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
 _ENTRY_STRIDE = 16
 _TIME_CELL_WORDS = 3
 
@@ -83,6 +87,17 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "OPAQUE": layout.opaque,
         "ENV": layout.env,
         "TSC_AUX": reg.TSC_AUX * 8,
+        "READ_EFLAGS": library.address("helper_read_eflags_x86_64"),
+        "FLAGS_ARITHMETIC": reg.FLAGS_ARITHMETIC,
+        "R11": reg.R11 * 8,
+        "RIP": reg.RIP * 8,
+        "CC_SRC": reg.CC_SRC * 8,
+        "CC_OP": reg.CC_OP * 4,
+        "OLD_EXCEPTION": reg.OLD_EXCEPTION * 4,
+        "RTC_MASK": 0xFFFE,
+        "RTC_PORTS": FIRMWARE_RTC_PORTS,
+        "PCI_MASK": 0xFFF8,
+        "PCI_PORTS": FIRMWARE_PCI_PORTS,
         "UNIT_NS": UNIT_NS,
         "TSC_UNITS": TSC_UNITS,
         "MMU_MODES": MMU_MODES,

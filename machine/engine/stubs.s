@@ -123,15 +123,82 @@ rdtscp:
     mov [r8 + {ENV} + 8], rcx
     jmp rdtsc
 
-# IN hook (uc, port, size, data) and OUT hook (uc, port, size, value, data): #GP(0) at the instruction.
+# IN hook (uc, port, size, data) and OUT hook (uc, port, size, value, data): #GP(0) at the instruction, unless the core's
+# ports are open, the kernel bank is live and the port is none the firmware models: then ones are read and nothing is written.
     .balign 16
 port:
     mov rdi, [rdi + {CPU_SLOT}]
+    mov r9, [rdi + {OPAQUE}]
+    cmp qword ptr [r9 + {OPEN_PORTS}], 0
+    je port_fault
+    cmp qword ptr [rdi + {BANK_TAG}], 0
+    jne port_fault
+    movzx eax, si
+    and eax, {RTC_MASK}
+    cmp eax, {RTC_PORTS}
+    je port_fault
+    movzx eax, si
+    and eax, {PCI_MASK}
+    cmp eax, {PCI_PORTS}
+    je port_fault
+    mov eax, 0xffffffff
+    ret
+port_fault:
     add rdi, {ENV}
     mov esi, 13
     xor edx, edx
     movabs rax, {RAISE_EXCEPTION_ERR}
     jmp rax
+
+# SYSCALL hook (uc, callback): RCX and R11 as the processor sets them, RIP behind the instruction for the callback; the emulated
+# instruction still adds its size to whatever RIP holds then. The arithmetic flags are left computed.
+    .balign 16
+syscall:
+    push rbx
+    push rbp
+    sub rsp, 8
+    mov rbx, [rdi + {CPU_SLOT}]
+    mov rbp, rsi
+    lea rdi, [rbx + {ENV}]
+    movabs rax, {READ_EFLAGS}
+    call rax
+    mov [rbx + {ENV} + {R11}], rax
+    and eax, {FLAGS_ARITHMETIC}
+    mov [rbx + {ENV} + {CC_SRC}], rax
+    mov dword ptr [rbx + {ENV} + {CC_OP}], 1
+    mov rax, [rbx + {ENV} + {RIP}]
+    add rax, 2
+    mov [rbx + {ENV} + {RIP}], rax
+    mov [rbx + {ENV} + 8], rax
+    call rbp
+    sub qword ptr [rbx + {ENV} + {RIP}], 2
+    add rsp, 8
+    pop rbp
+    pop rbx
+    ret
+
+# INTR hook (uc, vector, callback): the callback with the flags computed and no fault left to be doubled.
+    .balign 16
+interrupt:
+    push rbx
+    push rbp
+    push r12
+    mov rbx, [rdi + {CPU_SLOT}]
+    mov ebp, esi
+    mov r12, rdx
+    mov dword ptr [rbx + {ENV} + {OLD_EXCEPTION}], -1
+    lea rdi, [rbx + {ENV}]
+    movabs rax, {READ_EFLAGS}
+    call rax
+    and eax, {FLAGS_ARITHMETIC}
+    mov [rbx + {ENV} + {CC_SRC}], rax
+    mov dword ptr [rbx + {ENV} + {CC_OP}], 1
+    mov edi, ebp
+    call r12
+    pop r12
+    pop rbp
+    pop rbx
+    ret
 
 # MEM_WRITE_PROT hook of the degraded mode: never allowed. Its presence alone keeps every store entry slow.
     .balign 16
@@ -193,6 +260,8 @@ unprotect:
     test rcx, rcx
     jz unprotect_done
     mov rcx, [rcx + {SHARED}]
+    cmp qword ptr [rcx + {COHERENT}], 0
+    je unprotect_done
     shr rsi, 12
     cmp rsi, [rcx + {FRAMES}]
     jae unprotect_done
