@@ -56,6 +56,7 @@ class Platform:
         if level > 3:
             return -errno.EINVAL
         vcpu.iopl = level << EFLAGS_IOPL_SHIFT
+        vcpu.close_ports()
         return 0
 
     @staticmethod

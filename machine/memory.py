@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 import mmap
 import sys
 from collections.abc import Callable
@@ -53,8 +53,8 @@ class MachineMemory:
         self.frames = size >> FRAME_SHIFT
         self._map = reserve(size)
         self._code_map = reserve(-(-self.frames // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self.address = C.addressof(C.c_char.from_buffer(self._map))
-        self.code_address = C.addressof(C.c_char.from_buffer(self._code_map))
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.code_address = ctypes.addressof(ctypes.c_char.from_buffer(self._code_map))
         self._b = memoryview(self._map)
         self._q, self._d = self._b.cast("Q"), self._b.cast("I")
         self._code = memoryview(self._code_map)[: self.frames]
@@ -110,7 +110,7 @@ class MachineMemory:
         if paddr < 0 or length < 0 or end > self.size:
             raise IndexError(f"fill of {length} bytes at {paddr:#x}")
         if length:
-            C.memset(self.address + paddr, byte & 0xFF, length)
+            ctypes.memset(self.address + paddr, byte & 0xFF, length)
             self._written(paddr, end)
 
     def copy_frame(self, dst_mfn: int, src_mfn: int) -> None:
@@ -118,7 +118,7 @@ class MachineMemory:
         if not (0 <= dst_mfn < self.frames and 0 <= src_mfn < self.frames):
             raise IndexError(f"copy of frame {src_mfn:#x} to {dst_mfn:#x}")
         base = self.address
-        C.memmove(base + (dst_mfn << FRAME_SHIFT), base + (src_mfn << FRAME_SHIFT), FRAME_SIZE)
+        ctypes.memmove(base + (dst_mfn << FRAME_SHIFT), base + (src_mfn << FRAME_SHIFT), FRAME_SIZE)
         if self._code[dst_mfn]:
             self._invalidate(dst_mfn << FRAME_SHIFT, dst_mfn + 1 << FRAME_SHIFT)
 

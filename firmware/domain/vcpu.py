@@ -175,6 +175,11 @@ class VCpu:
             else:
                 self.core.set_segment(LDT, 0, 0, 0, 0)
 
+    def close_ports(self) -> None:
+        """Its right to use ports may have changed: the next access traps, and is looked at again."""
+        if self.loaded:
+            self.core.open_ports(False)
+
     def read_here(self, address: int, length: int) -> bytes:
         """Bytes at an address of the mode it is in (kernel or user tables); GuestFault as `space` raises."""
         if self.in_kernel or not self.user_root:

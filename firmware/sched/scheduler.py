@@ -139,6 +139,7 @@ class Scheduler:
         core.current = vcpu
         vcpu.core = core
         vcpu.loaded = True
+        vcpu.close_ports()
         core.switch_bank(vcpu.root << 12, KERNEL_BANK if vcpu.in_kernel else USER_BANK)
         core.flush()
         self._shootdown.leave(core)

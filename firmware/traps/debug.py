@@ -64,6 +64,7 @@ class DebugRegisters:
                         return -errno.EPERM
                     emulated |= value & 3 << 2 * index
         vcpu.dr7_emul = emulated
+        vcpu.close_ports()
         vcpu.debugreg[7] = value & ~emulated
         self.activate(vcpu)
         return 0

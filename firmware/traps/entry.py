@@ -148,8 +148,6 @@ class Traps:
     def _hypercall(self, vcpu: VCpu, core: Core) -> None:
         q = core.q
         number = q[RAX]
-        q[RCX] = q[RIP]
-        q[R11] = core.eflags()
         first = q[RDI]
         second = q[RSI]
         handler: Handler | None = None
@@ -194,9 +192,7 @@ class Traps:
             q[RIP] = q[RIP] - 2 & WORD
             self.inject(vcpu, core, INVALID_OPCODE, -1)
             return
-        q[RCX] = q[RIP]
-        flags = core.eflags()
-        q[R11] = flags
+        flags = q[R11]
         d[SS_SELECTOR] = arch_x86.FLAT_RING3_SS64
         if long_code:
             if d[CS_SELECTOR] != arch_x86.FLAT_RING3_CS64:

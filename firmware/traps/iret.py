@@ -86,6 +86,7 @@ class Iret:
                 enter_user(vcpu, core)
         if vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
             vcpu.iopl = flags & EFLAGS_IOPL
+            vcpu.close_ports()
         q[RIP] = rip
         q[RSP] = rsp
         core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
@@ -143,6 +144,7 @@ class Iret:
             return self._crash(vcpu, "its iret frame cannot be read")
         if vcpu.domain.vm_assist & ARCHITECTURAL_IOPL:
             vcpu.iopl = flags & EFLAGS_IOPL
+            vcpu.close_ports()
         q[RIP] = eip
         core.set_eflags(flags & ~(EFLAGS_IOPL | EFLAGS_VM) | EFLAGS_IF)
         self._memory.store8(vcpu.info + 1, 0 if flags & EFLAGS_IF else 1)

@@ -189,8 +189,11 @@ class Privileged:
         if not instruction.repeated:
             self._advance(core, instruction.length)
         matched = 0
-        if vcpu.dr7_emul and instruction.port != NO_PORT:
-            matched = self._breakpoints(vcpu, core, instruction)
+        if instruction.port != NO_PORT:
+            if vcpu.dr7_emul:
+                matched = self._breakpoints(vcpu, core, instruction)
+            elif vcpu.in_kernel:
+                core.open_ports(True)
         if core.eflags() & FLAG_TF:
             matched |= DR6_STEP
         if matched:

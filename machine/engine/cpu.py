@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 
-from .. import registers as reg
+from machine import registers as reg
+
 from .layout import MMU_MODES, CellWord, Layout
 from .library import Library, peek, poke, view
 
@@ -34,33 +35,33 @@ class CpuState:
 
     def __init__(self, library: Library, layout: Layout, template: int, index: int, shared: int) -> None:
         self._library, self._layout = library, layout
-        self._buffer = C.create_string_buffer(layout.cpu_size + _ALIGNMENT)
-        self.address = -(-C.addressof(self._buffer) // _ALIGNMENT) * _ALIGNMENT
-        C.memmove(self.address, template, layout.cpu_size)
+        self._buffer = ctypes.create_string_buffer(layout.cpu_size + _ALIGNMENT)
+        self.address = -(-ctypes.addressof(self._buffer) // _ALIGNMENT) * _ALIGNMENT
+        ctypes.memmove(self.address, template, layout.cpu_size)
         for where, target in layout.self_pointers:
             poke(self.address + where, self.address + target)
         library.dll.tlb_init_x86_64(self.address)
-        C.memset(self.address + layout.jump_cache, 0, layout.jump_cache_size)
+        ctypes.memset(self.address + layout.jump_cache, 0, layout.jump_cache_size)
         self.env = self.address + layout.env
         registers = view(self.env, reg.FILE_SIZE)
         self.q, self.d = registers.cast("Q"), registers.cast("I")
         counter = view(self.address + layout.icount, 4)
         self.icount, self.low = counter.cast("I"), counter.cast("H")[:1]
-        self._cell = (C.c_uint64 * CellWord.COUNT)()
+        self._cell = (ctypes.c_uint64 * CellWord.COUNT)()
         self.cell = memoryview(self._cell).cast("B").cast("Q")
         self.cell[CellWord.SHARED] = shared
         # a distinct odd multiple per core, so that the hash tells who ran a block
         self.cell[CellWord.KEY] = index * 0xD6E8FEB86659FD93 & (1 << 64) - 1
-        poke(self.address + layout.opaque, C.addressof(self._cell))
+        poke(self.address + layout.opaque, ctypes.addressof(self._cell))
 
     def release(self) -> None:
         """Free the TLB tables, which the library allocated."""
         layout = self._layout
-        libc = C.CDLL(None)
+        libc = ctypes.CDLL(None)
         for mode in range(MMU_MODES):
             for at in (
                 layout.tlb_fast + 16 * mode + 8,
                 layout.tlb_desc + layout.tlb_desc_size * mode + layout.tlb_iotlb,
             ):
-                libc.free(C.c_void_p(peek(self.address + at)))
+                libc.free(ctypes.c_void_p(peek(self.address + at)))
                 poke(self.address + at, 0)

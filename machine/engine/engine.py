@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -65,12 +65,15 @@ class Engine:
         self.callback_ns = 0
         self.memory_size = memory[1]
         self._check = "hash_check" if hash_blocks else "check"
-        self._shared = (C.c_uint64 * (SharedWord.FIRST_CPU + cores))()
+        self._shared = (ctypes.c_uint64 * (SharedWord.FIRST_CPU + cores))()
         self.shared = memoryview(self._shared).cast("B").cast("Q")
         self.uc = self._open(memory)
-        template = verify(self.library, layout, self.uc)
-        self._template = template
-        address = C.addressof(self._shared)
+        try:
+            self._template = template = verify(self.library, layout, self.uc)
+        except UnsupportedEngine:
+            self._give_back()
+            raise
+        address = ctypes.addressof(self._shared)
         self.cpus = tuple(CpuState(self.library, layout, template, i, address) for i in range(cores))
         self.shared[SharedWord.RAM] = memory[0]
         self.shared[SharedWord.FRAMES] = memory[1] >> 12
@@ -85,30 +88,32 @@ class Engine:
         self.hooks = Hooks(self)
         dll = self.library.dll
         self._mmuidx: Callable[[int, int], None] = dll.tlb_flush_by_mmuidx_x86_64
-        self.switch_bank: Callable[[int, int, int], None] = C.PYFUNCTYPE(
-            None, C.c_void_p, C.c_uint64, C.c_uint64
+        self.switch_bank: Callable[[int, int, int], None] = ctypes.PYFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64
         )(self.stubs.entry["switch_bank"])
         self._start = dll.uc_emu_start
         self.select(self.cpus[0])
 
     def _open(self, memory: tuple[int, int]) -> int:
         dll = self.library.dll
-        handle = C.c_void_p()
+        handle = ctypes.c_void_p()
         opening: AbstractContextManager[None] = nullcontext()
         if not self.degraded:
             self._interposer.install()
             opening = self._interposer.opening(self._check)
         with opening:
-            if code := dll.uc_open(lib.ARCH_X86, lib.MODE_64, C.byref(handle)):
+            if code := dll.uc_open(lib.ARCH_X86, lib.MODE_64, ctypes.byref(handle)):
                 raise UnsupportedEngine(f"uc_open: error {code}")
             uc = handle.value
             assert uc is not None
-            poke_byte = C.c_uint8.from_address(uc + no_exit_request(self.library))
+            poke_byte = ctypes.c_uint8.from_address(uc + no_exit_request(self.library))
             if poke_byte.value:
                 raise UnsupportedEngine("no_exit_request is set in a new Uc")
             poke_byte.value = 1
             for control, value in ((lib.CTL_CPU_MODEL, lib.CPU_X86_NEHALEM), (lib.CTL_USE_EXITS, 1)):
-                if code := dll.uc_ctl(C.c_void_p(uc), C.c_int(control | lib.CTL_WRITE_ONE), C.c_int(value)):
+                if code := dll.uc_ctl(
+                    ctypes.c_void_p(uc), ctypes.c_int(control | lib.CTL_WRITE_ONE), ctypes.c_int(value)
+                ):
                     raise UnsupportedEngine(f"uc_ctl {control}: error {code}")
             if code := dll.uc_mem_map_ptr(uc, 0, memory[1], lib.PROT_ALL, memory[0]):
                 raise UnsupportedEngine(f"uc_mem_map_ptr: error {code}")
@@ -155,6 +160,9 @@ class Engine:
         poke(self.uc + self._layout.cpu_slot, self._template)
         for cpu in self.cpus:
             cpu.release()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self.library.dll.uc_close(self.uc)
         self.uc = 0
         self._interposer.opened(-1)

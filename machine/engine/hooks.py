@@ -6,12 +6,13 @@ slice ends, and `Machine.run` raises it. None longjmps: what raises into the gue
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import registers as reg
+from machine import registers as reg
+
 from . import library as lib
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 _NO_EXCEPTION = 0xFFFF_FFFF
 _WHOLE_SPACE = (1, 0)  # begin > end: a hook everywhere
 
-_OnInterrupt = C.PYFUNCTYPE(None, C.c_uint32)
-_OnSyscall = C.PYFUNCTYPE(None)
-_OnInvalid = C.PYFUNCTYPE(C.c_bool)
-_OnCpuid = C.PYFUNCTYPE(C.c_int)
+_OnInterrupt = ctypes.PYFUNCTYPE(None, ctypes.c_uint32)
+_OnSyscall = ctypes.PYFUNCTYPE(None)
+_OnInvalid = ctypes.PYFUNCTYPE(ctypes.c_bool)
+_OnCpuid = ctypes.PYFUNCTYPE(ctypes.c_int)
 
 
 class Handler(Protocol):
@@ -68,16 +69,16 @@ class Hooks:
     def _hook(
         self, kind: int, function: Any, *instruction: int, span: tuple[int, int] = _WHOLE_SPACE, data: int = 0
     ) -> int:
-        handle = C.c_size_t()
+        handle = ctypes.c_size_t()
         code = self._add(
-            C.c_void_p(self._uc),
-            C.byref(handle),
-            C.c_int(kind),
-            function if not isinstance(function, int) else C.c_void_p(function),
-            C.c_void_p(data),
-            C.c_uint64(span[0]),
-            C.c_uint64(span[1]),
-            *[C.c_int(number) for number in instruction],
+            ctypes.c_void_p(self._uc),
+            ctypes.byref(handle),
+            ctypes.c_int(kind),
+            function if not isinstance(function, int) else ctypes.c_void_p(function),
+            ctypes.c_void_p(data),
+            ctypes.c_uint64(span[0]),
+            ctypes.c_uint64(span[1]),
+            *[ctypes.c_int(number) for number in instruction],
         )
         if code:
             raise RuntimeError(f"uc_hook_add: error {code}")
@@ -97,7 +98,7 @@ class Hooks:
 
     def _install_python(self, timed: bool) -> None:
         engine = self._engine
-        emu_stop, uc = engine.library.dll.uc_emu_stop, C.c_void_p(self._uc)
+        emu_stop, uc = engine.library.dll.uc_emu_stop, ctypes.c_void_p(self._uc)
 
         def on_interrupt(vector: int) -> None:
             core = engine.running
@@ -153,6 +154,6 @@ class Hooks:
             (lib.HOOK_INSN, _OnCpuid, on_cpuid, (lib.INS_CPUID,), 0),
         ):
             callback = prototype(kept(function))
-            address = C.cast(callback, C.c_void_p).value or 0
+            address = ctypes.cast(callback, ctypes.c_void_p).value or 0
             handle = self._hook(kind, stub or callback, *instruction, data=address if stub else 0)
             self._python.append((callback, handle))

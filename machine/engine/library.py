@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 import importlib.util
 from functools import cached_property
 from pathlib import Path
@@ -32,16 +32,16 @@ CPU_X86_NEHALEM = 15
 REG_RAX = 35
 REG_DR0 = 66
 
-_P, _U64, _U32, _U16, _INT = C.c_void_p, C.c_uint64, C.c_uint32, C.c_uint16, C.c_int
+_P, _U64, _U32, _U16, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint16, ctypes.c_int
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "uc_version": (_U32, (_P, _P)),
     "uc_open": (_INT, (_INT, _INT, _P)),
     "uc_close": (_INT, (_P,)),
-    "uc_emu_start": (_INT, (_P, _U64, _U64, _U64, C.c_size_t)),
-    "uc_mem_map_ptr": (_INT, (_P, _U64, C.c_size_t, _U32, _P)),
+    "uc_emu_start": (_INT, (_P, _U64, _U64, _U64, ctypes.c_size_t)),
+    "uc_mem_map_ptr": (_INT, (_P, _U64, ctypes.c_size_t, _U32, _P)),
     "uc_reg_write": (_INT, (_P, _INT, _P)),
     "uc_reg_read": (_INT, (_P, _INT, _P)),
-    "uc_hook_del": (_INT, (_P, C.c_size_t)),
+    "uc_hook_del": (_INT, (_P, ctypes.c_size_t)),
     "tlb_flush_x86_64": (None, (_P,)),
     "tlb_flush_page_x86_64": (None, (_P, _U64)),
     "tlb_flush_by_mmuidx_x86_64": (None, (_P, _U16)),
@@ -71,7 +71,7 @@ class Library:
         if not candidates:
             raise UnsupportedEngine(f"no Unicorn library in {folder}")
         self.path = candidates[0]
-        self.dll = C.PyDLL(str(self.path))
+        self.dll = ctypes.PyDLL(str(self.path))
         for name, (result, arguments) in _PROTOTYPES.items():
             try:
                 function = getattr(self.dll, name)
@@ -87,7 +87,7 @@ class Library:
     def address(self, name: str) -> int:
         """Host address of an exported symbol."""
         try:
-            value = C.cast(getattr(self.dll, name), C.c_void_p).value
+            value = ctypes.cast(getattr(self.dll, name), ctypes.c_void_p).value
         except AttributeError:
             raise UnsupportedEngine(f"{self.path.name} does not export {name}") from None
         assert value is not None
@@ -107,14 +107,14 @@ def library() -> Library:
 
 def peek(address: int) -> int:
     """The 64-bit word at a host address."""
-    return C.c_uint64.from_address(address).value
+    return ctypes.c_uint64.from_address(address).value
 
 
 def poke(address: int, value: int) -> None:
     """Store a 64-bit word at a host address."""
-    C.c_uint64.from_address(address).value = value
+    ctypes.c_uint64.from_address(address).value = value
 
 
 def view(address: int, size: int) -> memoryview:
     """Writable bytes at a host address; the caller keeps the memory alive."""
-    return memoryview((C.c_ubyte * size).from_address(address)).cast("B")
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")

@@ -5,7 +5,7 @@ Source: ELF-64 object file format; the x86-64 psABI for relocation types.
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 import mmap
 import struct
 
@@ -22,37 +22,37 @@ _RELA_SIZE = 24
 _SYMBOL_SIZE = 24
 
 
-class _DlInfo(C.Structure):
+class _DlInfo(ctypes.Structure):
     _fields_ = [
-        ("fname", C.c_char_p),
-        ("fbase", C.c_void_p),
-        ("sname", C.c_char_p),
-        ("saddr", C.c_void_p),
+        ("fname", ctypes.c_char_p),
+        ("fbase", ctypes.c_void_p),
+        ("sname", ctypes.c_char_p),
+        ("saddr", ctypes.c_void_p),
     ]
 
 
 def _base(library: Library) -> int | None:
-    libc = C.CDLL(None)
+    libc = ctypes.CDLL(None)
     info = _DlInfo()
     if not hasattr(libc, "dladdr"):
         return None
-    if not libc.dladdr(C.c_void_p(library.address("uc_open")), C.byref(info)):
+    if not libc.dladdr(ctypes.c_void_p(library.address("uc_open")), ctypes.byref(info)):
         return None
     base: int | None = info.fbase
     return base
 
 
 def _dynamic(base: int) -> dict[int, int]:
-    header = C.string_at(base, 64)
+    header = ctypes.string_at(base, 64)
     if header[:5] != b"\x7fELF\x02":
         return {}
     phoff, phnum = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
     for index in range(phnum):
         kind, _, _, vaddr, _, _, size, _ = struct.unpack(
-            "<IIQQQQQQ", C.string_at(base + phoff + 56 * index, 56)
+            "<IIQQQQQQ", ctypes.string_at(base + phoff + 56 * index, 56)
         )
         if kind == PT_DYNAMIC:
-            words = struct.unpack(f"<{size // 8}Q", C.string_at(base + vaddr, size))
+            words = struct.unpack(f"<{size // 8}Q", ctypes.string_at(base + vaddr, size))
             return dict(zip(words[::2], words[1::2], strict=True))
     return {}
 
@@ -76,7 +76,7 @@ def find_slots(library: Library, names: tuple[str, ...]) -> dict[str, list[tuple
     def absolute(value: int) -> int:
         return value if value >= base else base + value
 
-    strings = C.string_at(absolute(dynamic[DT_STRTAB]), dynamic[DT_STRSZ])
+    strings = ctypes.string_at(absolute(dynamic[DT_STRTAB]), dynamic[DT_STRSZ])
     wanted: dict[int, str] = {}
     for name in names:
         tail, at = name.encode() + b"\0", -1
@@ -86,13 +86,13 @@ def find_slots(library: Library, names: tuple[str, ...]) -> dict[str, list[tuple
     for table, size in ((DT_RELA, DT_RELASZ), (DT_JMPREL, DT_PLTRELSZ)):
         if table not in dynamic:
             continue
-        raw = C.string_at(absolute(dynamic[table]), dynamic[size])
+        raw = ctypes.string_at(absolute(dynamic[table]), dynamic[size])
         rows = np.frombuffer(raw, dtype=np.uint64).reshape(-1, _RELA_SIZE // 8)
         kinds = rows[:, 1] & np.uint64(0xFFFFFFFF)
         rows = rows[(kinds == R_X86_64_64) | (kinds == R_X86_64_GLOB_DAT) | (kinds == R_X86_64_JUMP_SLOT)]
         symbols = (rows[:, 1] >> np.uint64(32)).astype(np.int64)
         count = int(symbols.max(initial=0)) + 1
-        table_bytes = C.string_at(absolute(dynamic[DT_SYMTAB]), count * _SYMBOL_SIZE)
+        table_bytes = ctypes.string_at(absolute(dynamic[DT_SYMTAB]), count * _SYMBOL_SIZE)
         st_name = np.frombuffer(table_bytes, dtype=np.uint32).reshape(-1, _SYMBOL_SIZE // 4)[:, 0]
         names_of = st_name[symbols]
         for row in np.nonzero(np.isin(names_of, offsets))[0].tolist():
@@ -104,9 +104,9 @@ def find_slots(library: Library, names: tuple[str, ...]) -> dict[str, list[tuple
 def make_writable(address: int) -> None:
     """Let a slot be written although the loader made its page read-only."""
     page = address & ~(mmap.PAGESIZE - 1)
-    libc = C.CDLL(None, use_errno=True)
-    if libc.mprotect(C.c_void_p(page), C.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
-        raise OSError(C.get_errno(), f"mprotect of {page:#x}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
+        raise OSError(ctypes.get_errno(), f"mprotect of {page:#x}")
 
 
 class Slots:

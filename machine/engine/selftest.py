@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes as C
-import struct
+import ctypes
 
-from .. import registers as reg
+from machine import registers as reg
+
 from . import library as lib
 from .errors import UnsupportedEngine
 from .layout import MMU_MODES, Layout
@@ -33,19 +33,26 @@ def _readable(address: int, size: int) -> bool:
         return False
 
 
-def no_exit_request(library: Library) -> int:
-    """Offset in uc_struct of the byte that turns off the exit check after every load and store.
-
-    Read from the code of `check_exit_request`: mov rsi, [rdi + disp32]; cmp byte ptr [rsi + disp32], 0.
-    """
-    code = C.string_at(library.address("check_exit_request_x86_64"), 14)
+def _check_code(library: Library) -> bytes:
+    """The beginning of `check_exit_request`: mov rsi, [rdi + disp32]; cmp byte ptr [rsi + disp32], 0."""
+    code = ctypes.string_at(library.address("check_exit_request_x86_64"), 14)
     _require(code[:3] == b"\x48\x8b\xb7" and code[7:9] == b"\x80\xbe" and code[13] == 0, "check_exit_request")
-    return int.from_bytes(code[9:13], "little")
+    return code
+
+
+def _tcg_owner(library: Library) -> int:
+    """Offset in TCGContext of the pointer to uc_struct, read from code."""
+    return int.from_bytes(_check_code(library)[3:7], "little")
+
+
+def no_exit_request(library: Library) -> int:
+    """Offset in uc_struct of the byte that turns off the exit check after every load and store, read from code."""
+    return int.from_bytes(_check_code(library)[9:13], "little")
 
 
 def _reg_write(library: Library, uc: int, number: int, value: int) -> None:
-    word = C.c_uint64(value)
-    _require(library.dll.uc_reg_write(uc, number, C.byref(word)) == 0, f"register {number}")
+    word = ctypes.c_uint64(value)
+    _require(library.dll.uc_reg_write(uc, number, ctypes.byref(word)) == 0, f"register {number}")
 
 
 def verify(library: Library, layout: Layout, uc: int) -> int:
@@ -57,12 +64,12 @@ def verify(library: Library, layout: Layout, uc: int) -> int:
     _require(peek(cpu + layout.owner) == uc, "the CPUState does not name its owner")
     pointers = tuple(
         (8 * i, word - cpu)
-        for i, word in enumerate(
-            struct.unpack(f"<{layout.cpu_size // 8}Q", C.string_at(cpu, layout.cpu_size))
-        )
+        for i, word in enumerate(memoryview(ctypes.string_at(cpu, layout.cpu_size & -8)).cast("Q"))
         if cpu <= word < cpu + layout.cpu_size
     )
     _require(pointers == layout.self_pointers, "pointers of the CPUState into itself")
+    _require({layout.env, layout.icount} <= {target for _, target in pointers}, "env and icount_decr")
+    _require(peek(peek(uc + layout.tcg_context) + _tcg_owner(library)) == uc, "TCGContext")
     _require(peek(cpu + layout.opaque) == 0, "the opaque pointer is in use")
     _require(peek(cpu + layout.bank_tag) == 0, "trace_dstate is in use")
     _registers(library, uc, env)
@@ -89,7 +96,7 @@ def _registers(library: Library, uc: int, env: int) -> None:
     )
     for index in range(4):
         _reg_write(library, uc, lib.REG_DR0 + index, 0)
-    msr = (C.c_uint32 * 4)(_MSR_TSC_AUX, 0, 0x5EED, 0)  # uc_x86_msr: u32 number, u64 value
+    msr = (ctypes.c_uint32 * 4)(_MSR_TSC_AUX, 0, 0x5EED, 0)  # uc_x86_msr: u32 number, u64 value
     _require(library.dll.uc_reg_write(uc, 248, msr) == 0, "UC_X86_REG_MSR")
     _require(peek(env + 8 * reg.TSC_AUX) == 0x5EED, "TSC_AUX")
     poke(env + 8 * reg.TSC_AUX, 0)
@@ -102,10 +109,10 @@ def _registers(library: Library, uc: int, env: int) -> None:
     _require(peek(env + 8 * reg.CR4) == cr4, "CR4")
     _require(peek(env + 8 * reg.CR0) == _CR0 | reg.CR0_PG, "CR0")
     _require(bool(peek(env + 8 * reg.EFER) & reg.EFER_LMA), "EFER")
-    hflags = C.c_uint32.from_address(env + 4 * reg.HFLAGS).value
+    hflags = ctypes.c_uint32.from_address(env + 4 * reg.HFLAGS).value
     _require(bool(hflags & reg.HF_LMA), "hflags")
     _require(
-        C.c_uint32.from_address(env + 4 * reg.OLD_EXCEPTION).value == 0xFFFF_FFFF,
+        ctypes.c_uint32.from_address(env + 4 * reg.OLD_EXCEPTION).value == 0xFFFF_FFFF,
         "old_exception",
     )
 
@@ -123,16 +130,21 @@ def _tlbs(library: Library, layout: Layout, cpu: int) -> None:
         iotlb = peek(cpu + layout.tlb_desc + layout.tlb_desc_size * mode + layout.tlb_iotlb)
         _require(_readable(iotlb, entries * 16), "iotlb")
     used = cpu + layout.tlb_desc + layout.tlb_used
-    dirty = C.c_uint16.from_address(cpu + layout.tlb)
+    dirty = ctypes.c_uint16.from_address(cpu + layout.tlb)
     poke(used, 5)
     dirty.value = 7
     library.dll.tlb_flush_x86_64(cpu)
     _require(peek(used) == 0 and dirty.value == 0, "dirty marks of the TLBs")
+    ends = (cpu + layout.jump_cache, cpu + layout.jump_cache + layout.jump_cache_size - 8)
+    for end in ends:
+        poke(end, 1)
+    library.dll.tlb_flush_by_mmuidx_x86_64(cpu, 0)
+    _require(not any(peek(end) for end in ends), "jump cache")
 
 
 def _features(library: Library, layout: Layout, env: int) -> None:
     """Offer RDTSCP, which the Nehalem model lacks and Unicorn executes; proves the offset of the feature words."""
-    word = C.c_uint32.from_address(env + layout.features_8000_0001_edx)
+    word = ctypes.c_uint32.from_address(env + layout.features_8000_0001_edx)
     before = cpuid(library, env, 0x8000_0001, 0)[3]
     _require(word.value == before, "feature words")
     word.value = before | _RDTSCP
@@ -141,7 +153,7 @@ def _features(library: Library, layout: Layout, env: int) -> None:
 
 def cpuid(library: Library, env: int, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     """eax, ebx, ecx, edx of the emulated model."""
-    out = (C.c_uint32 * 4)()
-    at = C.addressof(out)
+    out = (ctypes.c_uint32 * 4)()
+    at = ctypes.addressof(out)
     library.dll.cpu_x86_cpuid_x86_64(env, leaf, subleaf, at, at + 4, at + 8, at + 12)
     return out[0], out[1], out[2], out[3]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 import mmap
 import re
 from importlib.resources import files
 
-from .. import registers as reg
+from machine import registers as reg
+
 from .layout import MMU_MODES, TLB_NOTDIRTY, TSC_UNITS, UNIT_NS, CellWord, Layout, SharedWord
 from .library import Library
 
@@ -50,12 +51,12 @@ class Stubs:
 
 
 def _address(memory: mmap.mmap) -> int:
-    return C.addressof(C.c_char.from_buffer(memory))
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _body(jump: int) -> int:
     """Where the entry jump at this address leads."""
-    code = C.string_at(jump, 5)
+    code = ctypes.string_at(jump, 5)
     if code[0] == 0xEB:
         return jump + 2 + int.from_bytes(code[1:2], "little", signed=True)
     assert code[0] == 0xE9
@@ -65,7 +66,7 @@ def _body(jump: int) -> int:
 def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
-    libc = C.CDLL(None)
+    libc = ctypes.CDLL(None)
     values = {
         "ENV_ICOUNT": layout.env - layout.icount,
         "ENV_OPAQUE": layout.env - layout.opaque,
@@ -77,7 +78,7 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "TLB_RESET_DIRTY": library.address("tlb_reset_dirty_x86_64"),
         "TLB_SET_DIRTY": library.address("tlb_set_dirty_x86_64"),
         "TLB_SET_PAGE": library.address("tlb_set_page_with_attrs_x86_64"),
-        "GETTIMEOFDAY": C.cast(libc.gettimeofday, C.c_void_p).value or 0,
+        "GETTIMEOFDAY": ctypes.cast(libc.gettimeofday, ctypes.c_void_p).value or 0,
         "TIME_CELL": time_cell,
         "TB_HEADER": layout.tb_header,
         "TB_CODE": layout.tb_code,

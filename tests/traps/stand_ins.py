@@ -22,6 +22,7 @@ class StandInCore:
         self.time = 0
         self.flags = 0x202
         self.ts: list[bool] = []
+        self.ports_open = False
         self.d[reg.CS_FLAGS] = reg.DESC_L if bits == 64 else reg.DESC_B
         self.q[reg.RIP] = CODE
         self.q[reg.CR0] = 0x8005_0033
@@ -34,6 +35,9 @@ class StandInCore:
 
     def set_cr0_ts(self, on: bool) -> None:
         self.ts.append(on)
+
+    def open_ports(self, on: bool) -> None:
+        self.ports_open = on
 
     def cpuid(self, leaf: int, sub: int) -> tuple[int, int, int, int]:
         return (0x106A3, 0x800, 0, 0) if leaf == 1 else (0xB, 0, 0, 0)
