@@ -62,7 +62,9 @@ class Fuzz:
         self.machine = machine(cores, engine=options, hash_blocks=True)
         self.random = random.Random(seed)
         self.banks = 2 if toggles else 1
-        self.operations = {k: w for k, w in OPERATIONS.items() if toggles or k not in ("toggle", "flush parked")}
+        self.operations = {
+            k: w for k, w in OPERATIONS.items() if toggles or k not in ("toggle", "flush parked")
+        }
         memory = self.machine.memory
         memory.write(0x200000, asm("mov [rdi], esi\nint 0x90", TEXT))
         memory.write(0x200100, asm("nop\njmp x\nx: int 0x90", TEXT))
@@ -79,7 +81,12 @@ class Fuzz:
             core.handler = self.handler
             self.tables.append([self._space(core.index, bank) for bank in range(self.banks)])
             self.used.append([{} for _ in range(self.banks)])
-            self.mapped.append([{va: i for list_ in (EXECUTE, ALIAS) for i, va in enumerate(list_)} for _ in range(self.banks)])
+            self.mapped.append(
+                [
+                    {va: i for list_ in (EXECUTE, ALIAS) for i, va in enumerate(list_)}
+                    for _ in range(self.banks)
+                ]
+            )
             core.load_root(self.tables[core.index][0].root)
             core.q[reg.RSP] = 0x40F000
         self.mismatches = self.stale = 0

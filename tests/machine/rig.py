@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 from machine import Core, EngineOptions, Machine, MachineConfig, RunEnd, Topology
 from machine import registers as reg
-from machine.paging import ADDRESS_MASK, LEVEL_SHIFTS, PAGE_NX, PAGE_PRESENT, PAGE_RW, PAGE_USER, PAE_SHIFTS
+from machine.paging import ADDRESS_MASK, LEVEL_SHIFTS, PAE_SHIFTS, PAGE_NX, PAGE_PRESENT, PAGE_RW, PAGE_USER
 
 CODE = 0x400000
 DATA = 0x500000
@@ -26,7 +26,7 @@ def _assembler(bits: int) -> Any:
     return Ks(KS_ARCH_X86, KS_MODE_64 if bits == 64 else KS_MODE_32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def asm(source: str, at: int = CODE, bits: int = 64) -> bytes:
     encoded, _ = _assembler(bits).asm(source, at, as_bytes=True)
     return bytes(encoded)

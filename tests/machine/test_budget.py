@@ -30,7 +30,11 @@ ret
 """
 STOPS = 20_000
 UNIT = 10
-SSE = "mov ecx, 40\nl:\n" + "pmaddwd xmm1, xmm2\npunpcklbw xmm3, xmm1\npsadbw xmm2, xmm3\n" * 300 + "dec ecx\njnz l\nint 0x90"
+SSE = (
+    "mov ecx, 40\nl:\n"
+    + "pmaddwd xmm1, xmm2\npunpcklbw xmm3, xmm1\npsadbw xmm2, xmm3\n" * 300
+    + "dec ecx\njnz l\nint 0x90"
+)
 
 
 def budgets() -> list[int]:
@@ -43,7 +47,9 @@ def budgets() -> list[int]:
 
 def snapshot(rig: Rig) -> bytes:
     q = rig.core.q
-    return b"".join(q[i].to_bytes(8, "little") for i in (reg.RIP, reg.RCX, reg.RSP, reg.RAX, reg.RDX, reg.RBX))
+    return b"".join(
+        q[i].to_bytes(8, "little") for i in (reg.RIP, reg.RCX, reg.RSP, reg.RAX, reg.RDX, reg.RBX)
+    )
 
 
 def test_20000_stops_give_the_states_of_single_blocks() -> None:

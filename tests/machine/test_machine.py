@@ -279,7 +279,9 @@ def test_two_machines_at_once_and_one_after_the_other() -> None:
 def _run_foreign(uc: object, at: int) -> int:
     from unicorn.x86_const import UC_X86_REG_RAX, UC_X86_REG_RDI
 
-    program = asm(f"mov rdi, {at + 0x8000}\nmov ecx, 1000\nl: inc qword ptr [rdi]\ndec ecx\njnz l\nmov rax, [rdi]", at)
+    program = asm(
+        f"mov rdi, {at + 0x8000}\nmov ecx, 1000\nl: inc qword ptr [rdi]\ndec ecx\njnz l\nmov rax, [rdi]", at
+    )
     uc.mem_write(at, program)  # type: ignore[attr-defined]
     uc.emu_start(at, at + len(program))  # type: ignore[attr-defined]
     assert uc.reg_read(UC_X86_REG_RDI) == at + 0x8000  # type: ignore[attr-defined]
@@ -321,7 +323,9 @@ def test_profile_keeps_host_times_and_changes_nothing() -> None:
 
 
 def test_degraded_machine_says_so_and_runs() -> None:
-    with Rig("mov ecx, 100\nl: call f\ndec ecx\njnz l\nint 0x90\nf: mov rbx, rcx\nret", engine=degraded()) as rig:
+    with Rig(
+        "mov ecx, 100\nl: call f\ndec ecx\njnz l\nint 0x90\nf: mov rbx, rcx\nret", engine=degraded()
+    ) as rig:
         assert rig.machine.degraded == "asked for"
         assert rig.run() is RunEnd.IDLE
         assert rig.core.q[reg.RBX] == 1
@@ -353,7 +357,9 @@ with Rig("l: inc rax\\njmp l") as rig:
 def test_sigint_ends_a_run_and_leaves_the_machine_whole() -> None:
     root = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))  # noqa: PTH100, PTH118, PTH120
     code = INTERRUPTED.format(root=root)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout.strip() == "whole", done.stderr
 
 

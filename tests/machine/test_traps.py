@@ -75,7 +75,9 @@ def test_page_fault(instruction: str, error: int, address: int, engine: EngineOp
 
 
 def test_a_mended_fault_is_retried_and_later_faults_are_not_double() -> None:
-    with Rig("mov rbx, 0x500000\nmov [rbx], rax\nmov [rbx + 0x1000], rax\nmov [rbx + 0x2000], rax\nint 0x90") as rig:
+    with Rig(
+        "mov rbx, 0x500000\nmov [rbx], rax\nmov [rbx + 0x1000], rax\nmov [rbx + 0x2000], rax\nint 0x90"
+    ) as rig:
         rig.handler.on[14] = lambda core: rig.tables.map(core.q[reg.CR2], core.q[reg.CR2] - 0x200000)
         rig.core.q[reg.RAX] = 0x77
         rig.run()
