@@ -22,6 +22,7 @@ HYPERCALL_SLOT: Final = 32
 """Bytes of one call's stub in the hypercall page."""
 
 _BOUNDS: Final = struct.Struct("<QQQ")  # data, bss, end: kept where the hypercall page will be
+_TRIES: Final = 64
 _COMMENT: Final = re.compile(r"#[^\n]*")
 
 
@@ -44,8 +45,14 @@ class AssemblyError(ValueError):
 
 @cache
 def _keystone() -> Any:
+    # Keystone 0.9.2 leaves its radix to whatever the memory held: now and then an assembler reads 10 as 0x10.
     import keystone
-    return keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64)
+    tried: list[Any] = []
+    while len(tried) < _TRIES:
+        tried.append(keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_64))
+        if tried[-1].asm(".byte 10", as_bytes=True)[0] == b"\x0a":
+            return tried[-1]
+    raise AssemblyError("Keystone reads numbers as hexadecimal")
 
 
 def _assemble(program: Program) -> tuple[bytes, int, int, int]:

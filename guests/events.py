@@ -17,11 +17,12 @@ PORTS: Final = "abcdefg"
 
 
 def operation(title: str, command: str, structure: str, **fields: str | int) -> str:
-    """Perform one operation on `argument` and print its result. A field's value is a number, an operand or a port."""
+    """Perform one operation on `argument` and print its result. A field is a number, an operand or a port."""
     widths = {"dom": 2, "remote_dom": 2}
     stores = [put(f"argument + {structure}.{name}", _port(value), widths.get(name, 4))
               for name, value in fields.items()]
-    return "\n".join((*stores, hypercall("event_channel_op", command, "&argument"), line(title + ": {rax:d}")))
+    call = hypercall("event_channel_op", command, "&argument")
+    return "\n".join((*stores, call, line(title + ": {rax:d}")))
 
 
 def _port(value: str | int) -> str | int:
@@ -67,8 +68,16 @@ def upcalls(title: str) -> str:
 
 def clear(port: str) -> str:
     """Take a port's pending bit away."""
-    return f"mov rcx, [rip + port_{port}]\nlea rbx, [rip + shared_page]\n" \
-        "lock btr qword ptr [rbx + shared_info.evtchn_pending], rcx"
+    return f"{_locate(port)}\nlock btr qword ptr [rbx + shared_info.evtchn_pending], rcx"
+
+
+def mask(port: str) -> str:
+    """Set a port's mask bit."""
+    return f"{_locate(port)}\nlock bts qword ptr [rbx + shared_info.evtchn_mask], rcx"
+
+
+def _locate(port: str) -> str:
+    return f"mov rcx, [rip + port_{port}]\nlea rbx, [rip + shared_page]"
 
 
 _SAME: Final = "xor eax, eax\ncmp rcx, rdx\nsete al"
@@ -117,8 +126,7 @@ _MAIN: Final = (
     bits("after unmasking, b", "b"), upcalls("quiet"),
     operation("send a", *SEND, port="a"), bits("after sending, a", "a"), bits("after sending, b", "b"),
     upcalls("sent"), bits("after the upcall, b", "b"),
-    "mov rcx, [rip + port_b]\nlea rbx, [rip + shared_page]\n"
-    "lock bts qword ptr [rbx + shared_info.evtchn_mask], rcx",
+    mask("b"),
     operation("send a, b masked", *SEND, port="a"), bits("masked, b", "b"), upcalls("masked"),
     operation("unmask b", *UNMASK, port="b"), bits("unmasked, b", "b"), upcalls("unmasked"),
     operation("send b", *SEND, port="b"), operation("send a", *SEND, port="a"),
@@ -150,7 +158,8 @@ _MAIN: Final = (
     operation("status of nobody's port", "EVTCHNOP_status", "evtchn_status", dom=NOBODY, port=1),
     status("no port", NO_PORT), status("port 0", 0), status("c", "c"), status("d", "d"), status("f", "f"),
     operation("priority of b", "EVTCHNOP_set_priority", "evtchn_set_priority", port="b", priority=0),
-    operation("priority of no port", "EVTCHNOP_set_priority", "evtchn_set_priority", port=NO_PORT, priority=0),
+    operation("priority of no port", "EVTCHNOP_set_priority", "evtchn_set_priority", port=NO_PORT,
+              priority=0),
     operation("reset nobody", "EVTCHNOP_reset", "evtchn_reset", dom=NOBODY),
     operation("operation 99", "99", "evtchn_send", port=0),
     hypercall("event_channel_op", "EVTCHNOP_send", BAD_POINTER), line("send from a bad pointer: {rax:d}"),

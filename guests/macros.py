@@ -23,7 +23,8 @@ def kernel(*main: str, data: Iterable[str] = (), bss: Iterable[str] = (), shared
 
     `shared` maps shared_info at `shared_page`, `traps` sets a handler for every vector that calls `trap_hook`
     (rdi -> frame) with its `trap_flags` (3: open to user mode, 4: masks events), `pages` links page-table
-    helpers, `events` (which implies `traps`) sets the upcall, which calls `event_hook` (rdi = port). Events start out masked.
+    helpers, `events` (which implies `traps`) sets the upcall, which calls `event_hook` (rdi = port). Events
+    start out masked.
     """
     program = Program(
         text=[runtime.BOOT, runtime.CONSOLE, runtime.PRINT],

@@ -353,7 +353,7 @@ def trap_entries() -> str:
 
 
 def trap_table(flags: dict[int, int]) -> str:
-    """The table for set_trap_table: every vector; `flags` (privilege level, 4: mask events) for those not 0."""
+    """The table for set_trap_table: every vector, with its `flags` (privilege level, 4: mask events) or 0."""
     rows = [f".byte {vector}, {flags.get(vector, 0)}\n.short FLAT_KERNEL_CS\n.long 0\n"
             f".quad trap_entries + {vector * ENTRY_SIZE}" for vector in range(256)]
     return "\n".join(("trap_table:", *rows, ".quad 0, 0"))
@@ -388,7 +388,7 @@ frame_return:                           # rsp -> frame
 """
 
 VCPU_AREA: Final = ("info", "ports", "number", "taken")
-"""A vCPU's own 64-bit words, where gs points: its vcpu_info, the bitmap of ports it takes, two for the guest."""
+"""A vCPU's own words, where gs points: its vcpu_info, the bitmap of ports it takes, two for the guest."""
 
 EVENTS: Final = """
 event_scan:                             # call event_hook (rdi = port) for what is pending on this vCPU

@@ -1,4 +1,4 @@
-"""smp: brings up every vCPU there is, lets them count under a lock, interrupt each other, go down and come back.
+"""smp: brings up every vCPU there is; they count under a lock, interrupt each other, go down and come back.
 
 The last number of each line is what all vCPUs did together, so it does not depend on how they were scheduled.
 """
@@ -95,8 +95,8 @@ def operation(title: str, command: str, vcpu: str | int, argument: str | int = 0
 
 def each(label: str, body: str) -> str:
     """Do `body` for every vCPU but the first; r12 is its number."""
-    return f"mov r12d, 1\n{label}:\ncmp r12, [rip + vcpus]\njae {label}_done\n{body}\ninc r12d\n" \
-        f"jmp {label}\n{label}_done:"
+    head = f"mov r12d, 1\n{label}:\ncmp r12, [rip + vcpus]\njae {label}_done"
+    return f"{head}\n{body}\ninc r12d\njmp {label}\n{label}_done:"
 
 
 def runstate(title: str) -> str:
@@ -107,8 +107,11 @@ def runstate(title: str) -> str:
 
 def wait_for(title: str, label: str, counter: str) -> str:
     """Yield until every other vCPU has counted."""
-    return f"mov rbx, [rip + vcpus]\ndec rbx\n{label}:\ncall yield\ncmp [rip + {counter}], rbx\njb {label}\n" + \
-        line(title + ": {qword ptr [rip + " + counter + "]:d}")
+    return _wait(label, counter) + "\n" + line(title + ": {qword ptr [rip + " + counter + "]:d}")
+
+
+def _wait(label: str, counter: str) -> str:
+    return f"mov rbx, [rip + vcpus]\ndec rbx\n{label}:\ncall yield\ncmp [rip + {counter}], rbx\njb {label}"
 
 
 def wait_down(label: str) -> str:
@@ -118,7 +121,7 @@ def wait_down(label: str) -> str:
 
 
 def bind(vcpu: str, table: str) -> str:
-    """Bind an interrupt to a vCPU (r12, or r13: the first), which takes it, and keep its port at table[r12]."""
+    """Bind an interrupt to a vCPU (r12, or r13: the first) and keep its port at table[r12]."""
     return "\n".join((
         put("argument + evtchn_bind_ipi.vcpu", vcpu, 4),
         hypercall("event_channel_op", "EVTCHNOP_bind_ipi", "&argument"), "mov rbx, rax",
@@ -192,8 +195,7 @@ _MAIN: Final = (
     put("shared_page + vcpu_info.evtchn_upcall_mask", 0, 1),
     each("interrupt", "lea rsi, [rip + ports]\nlea rsi, [rsi + r12*4]\n" + hypercall(
         "event_channel_op", "EVTCHNOP_send", "rsi") + "\n" + line("vcpu {r12:d}: sent {rax:d}")),
-    "mov rbx, [rip + vcpus]\ndec rbx\nwait_answers:\ncall yield\n"
-    f"cmp [rip + vcpu_zero + {_TAKEN}], rbx\njb wait_answers",
+    _wait("wait_answers", f"vcpu_zero + {_TAKEN}"),
     put("shared_page + vcpu_info.evtchn_upcall_mask", 1, 1),
     line(f"answers: {{qword ptr [rip + vcpu_zero + {_TAKEN}]:d}}"),
     each("down", wait_down("wait_down") + "\n" + operation("is up", "VCPUOP_is_up", "r12") + "\n" + runstate(

@@ -63,7 +63,7 @@ def after(nanoseconds: int, target: str) -> str:
 
 def reached(title: str) -> str:
     """Print whether the deadline has passed."""
-    return f"call now\ncmp rax, [rip + deadline]\nsetae al\nmovzx eax, al\n" + line(title + ": {rax:d}")
+    return "call now\ncmp rax, [rip + deadline]\nsetae al\nmovzx eax, al\n" + line(title + ": {rax:d}")
 
 
 def block(title: str) -> str:
@@ -182,7 +182,8 @@ _MAIN: Final = (
     _MONOTONIC,
 
     line("-- set_timer_op"),
-    after(MILLISECOND, "deadline"), set_timer("in 1 ms", "[rip + deadline]"), block("block"), reached("not early"),
+    after(MILLISECOND, "deadline"), set_timer("in 1 ms", "[rip + deadline]"), block("block"),
+    reached("not early"),
     put("deadline", 0), set_timer("in the past", 1), block("block"),
     after(MILLISECOND, "deadline"), set_timer("in 1 ms", "[rip + deadline]"), set_timer("cancelled", 0),
     poll("poll for 3 ms", 3), reached("not early"),
@@ -195,7 +196,8 @@ _MAIN: Final = (
     vcpu("in 1 ms", "VCPUOP_set_singleshot_timer", "&timer"), block("block"), reached("not early"),
     put("timer", 1), vcpu("in the past", "VCPUOP_set_singleshot_timer", "&timer"), block("block"),
     put("timer", 1), put("timer + 8", "VCPU_SSHOTTMR_future", 4),
-    vcpu("in the past, future only", "VCPUOP_set_singleshot_timer", "&timer"), poll("poll for 1 ms", 1), _CLEAR,
+    vcpu("in the past, future only", "VCPUOP_set_singleshot_timer", "&timer"), poll("poll for 1 ms", 1),
+    _CLEAR,
     after(MILLISECOND, "timer"), put("timer + 8", "VCPU_SSHOTTMR_future", 4),
     vcpu("in 1 ms, future only", "VCPUOP_set_singleshot_timer", "&timer"),
     vcpu("stopped", "VCPUOP_stop_singleshot_timer"), poll("poll for 3 ms", 3),

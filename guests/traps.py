@@ -1,9 +1,10 @@
 """traps: takes every exception a 64-bit PV guest can, in kernel and in user mode, and prints what it saw.
 
-Each probe runs a few instructions and expects at most one trap, after which the next probe goes on. Its line says:
-vector and error code (-1: none), RIP from the probe's start, CS, the bits of RFLAGS a probe can know, how far below
-the interrupted stack pointer the frame lies (kernel mode only: the user's stack is another one), CR2 for a page fault
-and how many traps there were when it was not one. Nothing depends on machine frames, addresses of the image or time.
+Each probe runs a few instructions and expects at most one trap, after which the next probe goes on. Its
+line says: vector and error code (-1: none), RIP from the probe's start, selectors, whether events were masked
+before and in the handler, the same of RFLAGS as far as a probe can know them, how far below the interrupted
+before and in the handler, RFLAGS likewise as far as a probe can know them, how far below the interrupted
+many traps there were when it was not one. Nothing depends on machine frames, addresses or time.
 
 Vector 256 stands for the system call entry.
 """
@@ -45,7 +46,7 @@ def selector(descriptor: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Instructions to trap in. `before` and `after` run outside; `near` is the label CR2 is printed relative to."""
+    """Instructions to trap in; `before` and `after` run outside. CR2 is told from the label `near`."""
 
     name: str
     code: str
@@ -65,7 +66,9 @@ def msr(index: int) -> str:
     return f"mov ecx, {index}"
 
 
-STATUS: Final = hypercall("get_debugreg", 6) + "\n" + line("DR6: {rax:x}") + "\n" + hypercall("set_debugreg", 6, 0)
+STATUS: Final = "\n".join((
+    hypercall("get_debugreg", 6), line("DR6: {rax:x}"), hypercall("set_debugreg", 6, 0),
+))
 """Show and clear the debug status."""
 FORCED: Final = '.byte 0x0f, 0x0b, 0x78, 0x65, 0x6e'
 """ud2 and the text `xen`: Xen emulates the CPUID after it."""
@@ -161,8 +164,10 @@ FLAG_PROBES: Final = (
     Probe("events open", "int3", before="mov byte ptr [rip + shared_page + vcpu_info.evtchn_upcall_mask], 0"),
     Probe("events open, int 0x23", "int 0x23",
           before="mov byte ptr [rip + shared_page + vcpu_info.evtchn_upcall_mask], 0"),
-    Probe("cli, allowed", "cli\nsti\nint3", before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_one")),
-    Probe("cli, forbidden again", "cli", before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_zero")),
+    Probe("cli, allowed", "cli\nsti\nint3",
+          before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_one")),
+    Probe("cli, forbidden again", "cli",
+          before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_zero")),
 )
 
 DEBUG: Final = (
@@ -205,8 +210,8 @@ USER_MODE: Final = (
     Probe("alignment check", flags(AC) + "\nint3", user=True),
 )
 
-SEEN: Final = ("count", "vector", "error", "rip", "cs", "rflags", "rsp", "ss", "rcx", "frame", "cr2", "handler_flags",
-               "mask")
+SEEN: Final = ("count", "vector", "error", "rip", "cs", "rflags", "rsp", "ss", "rcx", "frame", "cr2",
+               "handler_flags", "mask")
 """What the hook notes of a probe's last trap."""
 
 _HOOK: Final = """
@@ -258,7 +263,7 @@ enter_user:                             # rax = where; does not return: the prob
 """
 
 _REPORT: Final = f"""
-probe_report:                           # rsi = name, rdi = start, rdx = label CR2 is told from; 0: from address 0
+probe_report:                           # rsi = name, rdi = start, rdx = what CR2 is told from
     {say("{rsi:s}: ")}
     cmp qword ptr [rip + seen_count], 0
     jne report_trap
@@ -388,9 +393,9 @@ nested_back:
 """
 
 _NESTED_HOOK: Final = f"""
-nested_hook:                            # a breakpoint's handler takes an invalid instruction's, and so on, four deep
+nested_hook:                            # each handler takes a trap of its own, four deep
     inc qword ptr [rip + nested_depth]
-    {line("nested: vector {qword ptr [rdi + %d]:d}" % frame("vector"))}
+    {line(f"nested: vector {{qword ptr [rdi + {frame('vector')}]:d}}")}
     cmp qword ptr [rip + nested_depth], 4
     jae nested_unwind
     push rdi
@@ -453,7 +458,8 @@ def build() -> bytes:
         *(f".quad {descriptor}" for descriptor in DESCRIPTORS.values()), ".balign 4096, 0",
     ]
     bss = [
-        ".balign 4096, 0\npage_ro: .zero 4096\npage_nx: .zero 4096\npage_before: .zero 4096\npage_hole: .zero 4096",
+        ".balign 4096, 0\npage_ro: .zero 4096\npage_nx: .zero 4096",
+        "page_before: .zero 4096\npage_hole: .zero 4096",
         "trap_stack: .zero 8192\ntrap_stack_top:\nuser_stack: .zero 4096\nuser_stack_top:",
     ]
     return kernel(*main, data=data, bss=bss, traps=True, pages=True, trap_flags={3: 3, 4: 3, **SOFTWARE})

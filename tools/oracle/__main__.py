@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import guests
-from tools.oracle import End, OracleError, dom0, record
+from tools.oracle import End, OracleError, dom0, domu, record
 
 
 def main(arguments: list[str]) -> int:
@@ -19,12 +21,19 @@ def main(arguments: list[str]) -> int:
     run.add_argument("--vcpus", type=int, default=None)
     run.add_argument("--memory", type=int, default=128, help="MiB")
     run.add_argument("--timeout", type=float, default=60, help="seconds")
+    run.add_argument("--domu", action="store_true", help="as an unprivileged guest of a Debian dom0")
     run.add_argument("--log", action="store_true", help="print all the serial line carried, Xen's lines too")
-    keep = verbs.add_parser("record", help="keep the consoles of our guests as the tests' data")
-    keep.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
+    record_verb = verbs.add_parser("record", help="keep the consoles of our guests as the tests' data")
+    record_verb.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
+    check = verbs.add_parser("check", help="compare with what true unprivileged guests print")
+    check.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
+    record_verb.set_defaults(act=_record)
+    check.set_defaults(act=_check)
+    run.set_defaults(act=_run)
     options = parser.parse_args(arguments)
     try:
-        return _record(options.guests) if "guests" in options else _run(options)
+        act: Callable[[argparse.Namespace], int] = options.act
+        return act(options)
     except (OracleError, OSError) as error:
         sys.stderr.write(f"{error}\n")
     except KeyError as error:
@@ -32,8 +41,24 @@ def main(arguments: list[str]) -> int:
     return 2
 
 
-def _record(names: list[str]) -> int:
-    for name in names:
+def _check(options: argparse.Namespace) -> int:
+    jobs = {}
+    for name in options.guests:
+        guest = guests.GUESTS[name]
+        jobs[name] = domu.Job(guest.build(), guest.cmdline, guest.vcpus)
+    same = True
+    for name, result in domu.run(jobs).items():
+        lines = difflib.unified_diff(
+            record.expected(name).splitlines(), result.console.splitlines(), f"{name} as dom0",
+            f"{name} as domU", n=0, lineterm="")
+        for line in lines:
+            same = False
+            sys.stdout.write(line + "\n")
+    return 0 if same else 1
+
+
+def _record(options: argparse.Namespace) -> int:
+    for name in options.guests:
         sys.stderr.write(f"{record.record(name)}\n")
     return 0
 
@@ -43,7 +68,11 @@ def _run(options: argparse.Namespace) -> int:
     guest = guests.GUESTS[name] if kind == "builtin" else None
     image = guest.build() if guest else Path(options.image).read_bytes()
     vcpus = options.vcpus or (guest.vcpus if guest else 1)
-    result = dom0.run(image, options.cmdline, vcpus=vcpus, memory=options.memory, timeout=options.timeout)
+    if options.domu:
+        job = domu.Job(image, options.cmdline, vcpus, options.memory)
+        result = domu.run({"guest": job}, timeout=round(options.timeout))["guest"]
+    else:
+        result = dom0.run(image, options.cmdline, vcpus=vcpus, memory=options.memory, timeout=options.timeout)
     sys.stdout.write(result.log if options.log else result.console)
     sys.stderr.write(f"{result.end.value}\n")
     return {End.POWEROFF: 0, End.CRASH: 1, End.TIMEOUT: 3}.get(result.end, 2)

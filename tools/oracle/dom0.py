@@ -6,10 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tools.oracle.qemu import CPU, End, Result, Setup, serial
+from tools.oracle.qemu import CPU, HANDOVER, End, Result, Setup, serial
 
-HANDOVER: Final = re.compile(r"^\(XEN\) Freed \d+kB init memory\n", re.MULTILINE)
-"""Xen's last line before dom0 runs."""
 XEN_LINE: Final = re.compile(r"^\(XEN\) .*\n?", re.MULTILINE)
 ENDS: Final = (
     ("Hardware Dom0 halted", End.POWEROFF),

@@ -53,9 +53,10 @@ def record(name: str) -> Path:
 
 def _header(name: str, result: Result) -> str:
     xen = VERSION.search(result.log)
+    qemu = ".".join(map(str, qemu_version()))
     lines = (
         f"# What the guest `{name}` prints on real Xen 4.17 ({xen[1] if xen else 'unknown'}),",
-        f"# as dom0 with {guests.GUESTS[name].vcpus} vCPU under QEMU {'.'.join(map(str, qemu_version()))}, -accel tcg -cpu {CPU}.",
+        f"# as dom0 with {guests.GUESTS[name].vcpus} vCPUs under QEMU {qemu}, -accel tcg -cpu {CPU}.",
         f"# Made by `python -m tools.oracle record {name}`; not to be edited.",
     )
     return "\n".join(lines) + "\n" + HEADER_END
