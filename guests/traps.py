@@ -2,8 +2,8 @@
 
 Each probe runs a few instructions and expects at most one trap, after which the next probe goes on. Its
 line says: vector and error code (-1: none), RIP from the probe's start, selectors, whether events were masked
-before and in the handler, the same of RFLAGS as far as a probe can know them, how far below the interrupted
 before and in the handler, RFLAGS likewise as far as a probe can know them, how far below the interrupted
+stack pointer the frame lies (kernel mode only: the user's stack is another one), CR2 for a page fault, and how
 many traps there were when it was not one. Nothing depends on machine frames, addresses or time.
 
 Vector 256 stands for the system call entry.

@@ -48,8 +48,8 @@ poweroff -f
 
 _FOLDERS: Final = (
     "bin", "dev", "etc", "etc/xen", "guests", "lib", "lib/x86_64-linux-gnu", "lib64", "modules", "proc",
-    "run", "sys", "tmp", "var", "var/lib", "var/lib/xen", "var/lib/xenstored", "var/lock", "var/log", "var/log/xen",
-    "var/log/xen/console", "var/run", "var/run/xen", "var/run/xenstored",
+    "run", "sys", "tmp", "var", "var/lib", "var/lib/xen", "var/lib/xenstored", "var/lock", "var/log",
+    "var/log/xen", "var/log/xen/console", "var/run", "var/run/xen", "var/run/xenstored",
 )
 _OVER: Final = re.compile(r"^@@done|Panic on CPU|Kernel panic", re.MULTILINE)
 _REASON: Final = re.compile(r"has shut down, reason code (\d+)")

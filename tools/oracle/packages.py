@@ -8,9 +8,8 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 from tools import debian, guests_cache
@@ -20,8 +19,8 @@ KERNEL_META: Final = "linux-image-amd64"
 KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
 PACKAGES: Final = (
     "busybox-static", "xen-utils-4.17", "libxenmisc4.17", "libxencall1", "libxendevicemodel1",
-    "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenstore4", "libxentoolcore1",
-    "libxentoollog1", "libyajl2", "libc6", "libgcc-s1", "libuuid1", "zlib1g", "liblzma5", "libzstd1",
+    "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenstore4",
+    "libxentoolcore1", "libxentoollog1", "libyajl2", "libc6", "libgcc-s1", "libuuid1", "zlib1g", "liblzma5", "libzstd1",
 )
 TOOLS: Final = ("xl", "xenconsoled", "xenstored", "xen-init-dom0")
 LOADED: Final = ("libgcc_s.so.1",)
@@ -85,7 +84,5 @@ def _library(name: str) -> Path:
 
 def _needed(program: Path) -> list[str]:
     with program.open("rb") as file:
-        dynamic = ELFFile(file).get_section_by_name(".dynamic")
-        if not isinstance(dynamic, DynamicSection):
-            return []
-        return [str(getattr(tag, "needed")) for tag in dynamic.iter_tags("DT_NEEDED")]
+        dynamic: Any = ELFFile(file).get_section_by_name(".dynamic")
+        return [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")] if dynamic else []
