@@ -24,8 +24,9 @@ class Event:
 
 
 class Clock:
-    """`now`: the machine's time, never going back; events due by then have fired. `epoch`: wall-clock ns at virtual 0.
+    """`now`: the machine's time, never going back; events due by then have fired.
 
+    `epoch`: wall-clock ns at virtual 0.
     Events due at the same time fire in the order in which they were made.
     """
 

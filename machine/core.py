@@ -44,28 +44,35 @@ class StopReason(Enum):
 
 
 class TrapHandler(Protocol):
-    """What a core asks and tells the firmware. Handlers change registers in place; emulation goes on from RIP.
+    """What a core asks and tells the firmware. Handlers work in place; emulation goes on from RIP.
 
     An exception that leaves a handler ends the slice and is raised by `Machine.run`.
     """
 
     def dispatch(self, core: Core) -> int | None:
-        """Before each slice: load what should run, deliver events. The longest slice in ns; None: the core is idle."""
+        """Before each slice: load what should run, deliver events.
+
+        The longest slice in ns; None: the core is idle.
+        """
 
     def syscall(self, core: Core) -> None:
         """SYSCALL was executed: RIP and RCX are after it, R11 holds the flags."""
 
     def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
-        """Fault: RIP at the instruction. `int n` (software) and int3: RIP after it. CR2 holds the address of a #PF."""
+        """Fault: RIP at the instruction. `int n` (software) and int3: RIP after it.
+
+        CR2 holds the address of a #PF.
+        """
 
     def cpuid(self, core: Core) -> None:
         """Fill RAX RBX RCX RDX; RIP advances by itself."""
 
 
 class Core:
-    """`q`, `d`: the register file (indices in machine.registers). `current`: the firmware's own, never looked at here.
+    """`q`, `d`: the register file (indices in machine.registers).
 
-    `idle`: dispatch had nothing to run; `Machine.wake` ends it. Counters: `flushes`, `page_flushes`, `bank_switches`.
+    `current`: the firmware's own, never looked at here. `idle`: dispatch had nothing to run; `Machine.wake`
+    ends it. Counters: `flushes`, `page_flushes`, `bank_switches`.
     """
 
     __slots__ = (
@@ -127,7 +134,7 @@ class Core:
     # -- time
 
     def now(self) -> int:
-        """This core's virtual time in ns, inside traps too."""
+        """Virtual time of this core in ns, inside traps too."""
         cell = self._cell
         return int(cell[_BASE] + (cell[_CHUNK] - self._low[0]) * UNIT_NS)
 
@@ -168,8 +175,9 @@ class Core:
         low[0] = 0
 
     def budget_after_exception(self) -> int:
-        """Units left. Takes some when no block ran since the last exception, so that a guest whose handler cannot even be
-        fetched uses up its slice like any other.
+        """Units left. Takes some when no block ran since the last exception.
+
+        So a guest whose handler cannot even be fetched uses up its slice like any other.
         """
         left = self._low[0]
         if left == self._left_at_exception:
@@ -206,7 +214,7 @@ class Core:
             if units <= 0:
                 break
             cell[_CHUNK] = icount[0] = units if units < MAX_CHUNK else MAX_CHUNK
-            # cpu_exec takes all flags from the eflags word when it begins, and puts them back there when it ends
+            # cpu_exec takes all flags from the eflags word when it begins and puts them back when it ends
             q[reg.EFLAGS] = self.eflags()
             try:
                 code = engine.start(q[reg.RIP])
@@ -249,7 +257,10 @@ class Core:
         q[reg.EFLAGS] = q[reg.EFLAGS] | reg.FLAG_TF if on else q[reg.EFLAGS] & ~reg.FLAG_TF
 
     def set_cs(self, selector: int, base: int, limit: int, flags: int) -> None:
-        """Load CS and its cache, unchecked. `flags`: the descriptor's second word. CPL becomes the selector's RPL."""
+        """Load CS and its cache, unchecked. CPL becomes the selector's RPL.
+
+        `flags`: the descriptor's second word.
+        """
         d = self.d
         d[reg.CS_SELECTOR] = selector
         self.q[reg.CS_BASE] = base
@@ -298,8 +309,9 @@ class Core:
         self.flush()
 
     def open_ports(self, on: bool) -> None:
-        """While open, port accesses in the kernel bank do not trap: nothing answers, so IN reads ones. Ports of the clock and
-        of PCI configuration always raise #GP.
+        """While open, port accesses in the kernel bank do not trap: nothing answers, so IN reads ones.
+
+        Ports of the clock and of PCI configuration always raise #GP.
         """
         self._cell[CellWord.OPEN_PORTS] = on
 
@@ -319,7 +331,7 @@ class Core:
         self._engine.library.dll.cpu_x86_update_dr7_x86_64(self._cpu.env, control)
 
     def restore_fpu(self, paddr: int) -> None:
-        """Take FPU and SSE state from an FXSAVE image at a machine address (16-byte aligned, within one frame)."""
+        """Take FPU and SSE state from an FXSAVE image at a machine address (aligned, within one frame)."""
         self.enter_mapping(_FPU_WINDOW, paddr, writable=False)
         self._engine.library.dll.helper_fxrstor_x86_64(self._cpu.env, _FPU_WINDOW | paddr & FRAME_SIZE - 1)
         self.flush_page(_FPU_WINDOW)
@@ -348,7 +360,7 @@ class Core:
         self._flush(self._address)
 
     def switch_bank(self, paddr: int, bank: int) -> None:
-        """The kernel/user toggle: make `bank` (0 kernel, 1 user) the live TLB and `paddr` the root; flushes nothing.
+        """The toggle: make `bank` (0 kernel, 1 user) the live TLB and `paddr` the root; flushes nothing.
 
         The parked bank keeps its entries: whoever changes the root that belongs to it must flush it.
         """
@@ -380,7 +392,7 @@ class Core:
         self._flush_page(self._address, va)
 
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
-        """Put one 4 KiB translation into the live TLB, whatever the page tables say; `flush_page` takes it out."""
+        """Put one 4 KiB translation into the live TLB, whatever the tables say; `flush_page` takes it out."""
         mode = MMU_USER if self.d[reg.HFLAGS] & reg.HF_CPL == 3 else MMU_KERNEL
         protection = _PAGE_READ | _PAGE_EXEC | (_PAGE_WRITE if writable else 0)
         mask = -FRAME_SIZE

@@ -34,7 +34,7 @@ class RunEnd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """`memory` in bytes; `epoch`: wall-clock ns at virtual time 0; `hash_blocks`: hash every block that runs."""
+    """`memory` in bytes; `epoch`: wall-clock ns at virtual 0; `hash_blocks`: hash every block that runs."""
 
     topology: Topology = field(default_factory=Topology)
     memory: int = SIXTEEN_MIB
@@ -47,7 +47,7 @@ class MachineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Sums since the machine was built; per-core tuples are indexed by core. The ns are host time, for reports only."""
+    """Sums since the machine was built; tuples are indexed by core. The ns are host time, for reports."""
 
     blocks: tuple[int, ...]
     tsc_reads: tuple[int, ...]
@@ -87,9 +87,9 @@ class Unhandled:
 
 
 class Machine:
-    """`memory`, `cores`, `clock`, `random` (seeded). Usable as a context manager; `close()` gives the engine back.
+    """`memory`, `cores`, `clock`, `random` (seeded). A context manager; `close()` gives the engine back.
 
-    `degraded`: empty, or why the engine runs slower than it could. `profile`: keep host times in the counters.
+    `degraded`: empty, or why the engine runs slower than it could. `profile`: keep host times too.
     """
 
     def __init__(self, config: MachineConfig) -> None:
@@ -131,9 +131,9 @@ class Machine:
         deadline_ns: int | None = None,
         wall_s: float | None = None,
     ) -> RunEnd:
-        """Run until something ends it. `until` and the wall clock are looked at between slices, out of the guest's sight.
+        """Run until something ends it. `until` and the wall clock are looked at between slices only.
 
-        SIGINT ends the slice and is raised here as KeyboardInterrupt, between two slices: the machine stays whole. An
+        SIGINT ends the slice and is raised here as KeyboardInterrupt: the machine stays whole. An
         exception of a handler is raised here too.
         """
         if self._closed:
@@ -159,7 +159,7 @@ class Machine:
                 self._run_ns += perf_counter_ns() - begin
 
     def _loop(self, until: Callable[[], bool] | None, deadline: int | None, wall: float | None) -> RunEnd:
-        clock, engine, cores = self.clock, self._engine, self.cores
+        clock, engine = self.clock, self._engine
         while True:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -169,46 +169,41 @@ class Machine:
                 return RunEnd.CONDITION
             if wall is not None and monotonic() >= wall:
                 return RunEnd.WALL
-            core, others = self._furthest_behind()
+            core = self._furthest_behind()
             due = clock.next()
             if core is None:
                 if due is None:
                     return RunEnd.IDLE
-                if deadline is not None and due > deadline:
-                    clock.advance(deadline)
-                    return RunEnd.DEADLINE
-                engine.time(due)
-                clock.advance(due)
-                continue
-            now = core.now()
-            if deadline is not None and now >= deadline:
+                now = due
+            else:
+                now = core.now()
+            if deadline is not None and (now > deadline if core is None else now >= deadline):
                 clock.advance(deadline)
                 return RunEnd.DEADLINE
             engine.time(now)
-            if now > clock.now or (due is not None and due <= now):
-                clock.advance(now)
-                if due is not None and due <= now:
-                    continue  # what fired may have woken a core that is further behind
+            clock.advance(now)
+            if core is None or (due is not None and due <= now):
+                continue  # what fired may have woken a core that is further behind
             granted = core.handler.dispatch(core)
             if granted is None:
                 core.idle = True
-                continue
-            if self._halted:
-                continue
-            end = core.now() + (granted if granted < MAX_SLICE_NS else MAX_SLICE_NS)
-            due = clock.next()
-            if due is not None and due < end:
-                end = due
-            if deadline is not None and deadline < end:
-                end = deadline
-            if len(cores) > 1:
-                others = self._second(core)
-                if others is not None and others + self.config.quantum_ns < end:
-                    end = others + self.config.quantum_ns
-            self._slice(core, end)
-            if engine.failure is not None:
-                failure, engine.failure = engine.failure, None
-                raise failure
+            elif not self._ending():
+                self._slice(core, self._slice_end(core, granted, deadline))
+
+    def _ending(self) -> bool:
+        return self._halted or self._interrupted
+
+    def _slice_end(self, core: Core, granted: int, deadline: int | None) -> int:
+        end = core.now() + min(granted, MAX_SLICE_NS)
+        due = self.clock.next()
+        if due is not None and due < end:
+            end = due
+        if deadline is not None and deadline < end:
+            end = deadline
+        for other in self.cores:
+            if other is not core and not other.idle:
+                end = min(end, other.now() + self.config.quantum_ns)
+        return end
 
     def _slice(self, core: Core, end: int) -> None:
         if core is not self._last:
@@ -225,8 +220,12 @@ class Machine:
                 core.run(end)
         finally:
             self._running = None
+        failure = self._engine.failure
+        if failure is not None:
+            self._engine.failure = None
+            raise failure
 
-    def _furthest_behind(self) -> tuple[Core | None, int | None]:
+    def _furthest_behind(self) -> Core | None:
         best: Core | None = None
         first = 0
         for core in self.cores:
@@ -234,16 +233,7 @@ class Machine:
                 now = core.now()
                 if best is None or now < first:
                     best, first = core, now
-        return best, None
-
-    def _second(self, chosen: Core) -> int | None:
-        least: int | None = None
-        for core in self.cores:
-            if core is not chosen and not core.idle:
-                now = core.now()
-                if least is None or now < least:
-                    least = now
-        return least
+        return best
 
     def _earlier(self, when: int) -> None:
         if self._running is not None:

@@ -1,10 +1,10 @@
-"""MachineMemory: the machine's physical memory, one lazily reserved host mapping, and its only host-side writer."""
+"""MachineMemory: physical memory, one lazily reserved host mapping, and its only host-side writer."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
+import platform
 from collections.abc import Callable
 
 import numpy as np
@@ -13,19 +13,22 @@ import numpy.typing as npt
 FRAME_SHIFT = 12
 FRAME_SIZE = 1 << FRAME_SHIFT
 MAX_SIZE = 64 << 30  # bytes
+_LINUX = platform.system() == "Linux"
+_MAP_NORESERVE = 0x4000  # <asm-generic/mman.h>
 
 
 def reserve(size: int) -> mmap.mmap:
     """Zeroed host memory that costs nothing until it is touched."""
-    if sys.platform == "linux":
-        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    if _LINUX:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     return mmap.mmap(-1, size)
 
 
 class MachineMemory:
-    """`size` bytes (whole frames, at most MAX_SIZE). The views are read-only: whoever writes goes through the methods below,
-    which drop translated code of the frames they touch. Offsets are checked by the views: IndexError beyond the end.
+    """`size` bytes: whole frames, at most MAX_SIZE. The views are read-only.
+
+    Whoever writes goes through the methods below, which drop translated code of the frames they touch.
+    Offsets are checked by the views: IndexError beyond the end.
     """
 
     __slots__ = (
@@ -64,7 +67,7 @@ class MachineMemory:
         self._invalidate: Callable[[int, int], None] = _nothing_translated
 
     def connect(self, invalidate: Callable[[int, int], None], every_write: bool) -> None:
-        """Who drops translations of [begin, end). `every_write`: the engine keeps no map of frames with code."""
+        """Who drops translations of [begin, end). `every_write`: no map of frames with code is kept."""
         self._invalidate = invalidate
         if every_write:
             for at in range(0, self.frames, FRAME_SIZE):

@@ -1,4 +1,4 @@
-"""Page tables as the processor reads them (Intel SDM volume 3, 4.4 and 4.5), and a plain walk for reference."""
+"""Page tables as the processor reads them (Intel SDM volume 3, 4.4 and 4.5), and a reference walk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PF_PRESENT, PF_WRITE, PF_USER, PF_RESERVED, PF_FETCH = 1 << 0, 1 << 1, 1 << 2, 1
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """`paddr` of the byte asked for, the leaf's `entry` and its own address `slot`, the rights of the whole walk."""
+    """`paddr` of the byte, the leaf's `entry` and its own address `slot`, the rights of the whole walk."""
 
     paddr: int
     entry: int
@@ -46,12 +46,13 @@ def canonical(va: int) -> bool:
 
 def walk(q: memoryview, root: int, va: int, pae: bool = False) -> Translation | None:
     """Translate `va` by the tables at `root` (CR3) in memory viewed as 64-bit words; None when not mapped."""
+    shifts: tuple[int, ...] = PAE_SHIFTS if pae else LEVEL_SHIFTS
     if pae:
-        table, shifts, va = root & 0xFFFF_FFE0, PAE_SHIFTS, va & 0xFFFF_FFFF
+        table, va = root & 0xFFFF_FFE0, va & 0xFFFF_FFFF
     else:
         if not canonical(va):
             return None
-        table, shifts = root & ADDRESS_MASK, LEVEL_SHIFTS
+        table = root & ADDRESS_MASK
     writable = user = executable = True
     for shift in shifts:
         slot = table + (va >> shift & ENTRIES - 1) * 8

@@ -1,4 +1,4 @@
-"""Everything that knows Unicorn: its private layout, its symbols, native hooks. Nothing else imports unicorn."""
+"""Everything that knows Unicorn: private layout, symbols, native hooks. Nothing else imports unicorn."""
 
 from .cpu import CpuState
 from .engine import Engine, EngineOptions

@@ -15,7 +15,7 @@ _ALIGNMENT = 64
 class CpuState:
     """A relocated copy of `template` (the address of an initialised CPUState) with TLBs of its own.
 
-    `q`, `d`: the register file. `low`: the block budget (one 16-bit word); `icount`: the whole counter (32 bits).
+    `q`, `d`: the register file. `low`: the block budget (one 16-bit word); `icount`: all 32 bits.
     `cell`: words of CellWord, reached by the native stubs through the opaque pointer.
     """
 

@@ -38,8 +38,8 @@ class EngineOptions:
 class Engine:
     """The only owner of the Unicorn object.
 
-    `running` is the core whose slice is on (set by Machine); `failure` what a callback raised; `degraded` says why the engine
-    works without interposition, or is empty.
+    `running` is the core whose slice is on (set by Core); `failure` what a callback raised. `degraded` says
+    why the engine works without interposition, or is empty.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Engine:
         self._interposer.time(ns)
 
     def select(self, cpu: CpuState) -> None:
-        """Make this CPU state the one that runs; drops its jump cache, which other cores' changes do not reach."""
+        """Make this CPU state the one that runs; drops its jump cache, which others do not reach."""
         if cpu is not self.current:
             self._slot[0] = cpu.address
             self._mmuidx(cpu.address, 0)

@@ -1,7 +1,8 @@
 """Hooks into emulation: Python callbacks for what the firmware handles, native stubs for the rest.
 
-Callbacks are plain ctypes functions. None lets an exception out (that would be lost in C): it is kept in `Engine.failure`, the
-slice ends, and `Machine.run` raises it. None longjmps: what raises into the guest is a native stub.
+Callbacks are plain ctypes functions. None lets an exception out (that would be lost in C): it is kept in
+`Engine.failure`, the slice ends, and `Machine.run` raises it. None longjmps: what raises into the guest is a
+native stub.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Functions of the library that are replaced while machines exist, by their relocation slots.
 
-The replacements look at the CPUState's opaque pointer, so other Unicorn objects of the process keep the original behaviour;
-the block-entry check has no such test and is therefore in place only while a machine is being opened or runs.
+The replacements look at the CPUState's opaque pointer, so other Unicorn objects of the process keep the
+original behaviour; the block-entry check has no such test and is therefore in place only while a machine is
+being opened or runs.
 """
 
 from __future__ import annotations

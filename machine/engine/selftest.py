@@ -46,7 +46,7 @@ def _tcg_owner(library: Library) -> int:
 
 
 def no_exit_request(library: Library) -> int:
-    """Offset in uc_struct of the byte that turns off the exit check after every load and store, read from code."""
+    """Offset in uc_struct of the byte that turns off the exit check after every load and store."""
     return int.from_bytes(_check_code(library)[9:13], "little")
 
 
@@ -56,7 +56,7 @@ def _reg_write(library: Library, uc: int, number: int, value: int) -> None:
 
 
 def verify(library: Library, layout: Layout, uc: int) -> int:
-    """Check every offset, in an order in which each step only follows what the earlier ones proved; the CPUState's address."""
+    """Check every offset, each step only following what the earlier ones proved; the CPUState's address."""
     _require(_readable(uc + layout.cpu_slot, 8), "uc_struct")
     cpu = peek(uc + layout.cpu_slot)
     _require(cpu % 16 == 0 and _readable(cpu, layout.cpu_size), "no CPUState in uc_struct")
@@ -143,7 +143,7 @@ def _tlbs(library: Library, layout: Layout, cpu: int) -> None:
 
 
 def _features(library: Library, layout: Layout, env: int) -> None:
-    """Offer RDTSCP, which the Nehalem model lacks and Unicorn executes; proves the offset of the feature words."""
+    """Offer RDTSCP, which Nehalem lacks and Unicorn executes; proves the offset of the feature words."""
     word = ctypes.c_uint32.from_address(env + layout.features_8000_0001_edx)
     before = cpuid(library, env, 0x8000_0001, 0)[3]
     _require(word.value == before, "feature words")

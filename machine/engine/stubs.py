@@ -1,4 +1,4 @@
-"""Native stubs: assembled by Keystone when the first machine is built, shared by all machines of the process."""
+"""Native stubs: assembled by Keystone when the first machine is built, shared by all of the process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A random program of stores, executions, remaps and flushes on several cores, against a model in plain Python.
+"""A random program of stores, executions, remaps and flushes on several cores, against a plain model.
 
-The model knows what real hardware promises: a store is seen by every later execution of that frame, by whichever alias, core or
-bank it was made; a translation may be used until it is flushed, so each (core, bank) keeps the first one it used.
+The model knows what real hardware promises: a store is seen by every later execution of that frame, by
+whichever alias, core or bank it was made; a translation may be used until it is flushed, so each (core, bank)
+keeps the first one it used.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Tables:
 
 
 class Recorder:
-    """Records traps as tuples; `int DONE` makes the core idle. `on[vector]` may mend the cause (called with the core)."""
+    """Records traps as tuples; `int DONE` makes the core idle. `on[vector](core)` may mend the cause."""
 
     def __init__(self) -> None:
         self.traps: list[tuple[Any, ...]] = []
@@ -111,7 +111,7 @@ def degraded() -> EngineOptions:
 
 
 class Rig:
-    """A machine whose core 0 (or every core) runs `source` at CODE, with a page of stack, in 64-bit ring 3."""
+    """A machine whose cores run `source` at CODE, with some stack, in 64-bit ring 3."""
 
     def __init__(self, source: str | bytes, cores: int = 1, memory: int = 64 << 20, **config: Any) -> None:
         self.machine = machine(cores, memory, **config)

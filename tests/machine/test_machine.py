@@ -234,7 +234,7 @@ def test_32_bit_pae_guest(cpl: int) -> None:
 
 def test_state_saved_is_state_loaded() -> None:
     with Rig("mov rax, 7\nmovq xmm3, rax\nsyscall\nmovq rbx, xmm3\nint 0x90", cores=2) as rig:
-        first, second = rig.machine.cores
+        second = rig.machine.cores[1]
         rig.handler.finished.add(1)
         saved: list[bytes] = []
 
@@ -386,3 +386,29 @@ def test_a_machine_cannot_be_run_from_its_own_handler() -> None:
         rig.handler.on["syscall"] = lambda _core: built.run() and None
         with pytest.raises(RuntimeError, match="running"):
             rig.run()
+
+
+def test_a_core_woken_by_the_dispatch_of_another_is_not_left_behind() -> None:
+    with Rig(SPIN, cores=2, quantum_ns=1000) as rig:
+        first, second = rig.machine.cores
+        rig.handler.finished.add(1)
+        rig.run(deadline_ns=5000)
+        assert second.idle
+        plain = rig.handler.dispatch
+
+        def dispatch(core: Core) -> int | None:
+            if core is first and second.idle:
+                rig.handler.finished.clear()
+                rig.machine.wake(second, core.now())
+            return plain(core)
+
+        rig.handler.dispatch = dispatch  # type: ignore[method-assign]
+        gaps: list[int] = []
+
+        def look() -> bool:
+            gaps.append(abs(first.now() - second.now()))
+            return False
+
+        rig.run(until=look, deadline_ns=20_000)
+        assert max(gaps[1:]) <= 1000
+        assert second.blocks >= 1500

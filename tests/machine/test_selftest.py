@@ -39,5 +39,5 @@ def test_another_layout_is_refused(change: dict[str, int]) -> None:
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "SUPPORTED_VERSION", (2, 1, 3))
-    with pytest.raises(UnsupportedEngine, match="unicorn 2.1.4"):
+    with pytest.raises(UnsupportedEngine, match=r"unicorn 2\.1\.4"):
         Machine(MachineConfig())
