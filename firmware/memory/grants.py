@@ -81,7 +81,7 @@ class Grants:
             return
         for handle, mapping in enumerate(table.mappings):
             if mapping is not None:
-                self._drop(mapping, mapping.flags, abi.GNTMAP_device_map)
+                self._drop(mapping, mapping.flags, mapping.flags & abi.GNTMAP_device_map)
                 table.mappings[handle] = None
         if not table.active:
             del self._tables[owner.id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -341,5 +341,5 @@ class Integrity(RuleBasedStateMachine):
 
 Integrity.TestCase.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
-    suppress_health_check=list(HealthCheck))
+    phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
 TestIntegrity = Integrity.TestCase
