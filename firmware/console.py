@@ -12,7 +12,7 @@ from typing import Final
 from firmware.abi import errno, xen
 from firmware.abi.io_console import INPUT_RING_SIZE, OUTPUT_RING_SIZE, xencons_interface
 from firmware.domain.vcpu import VCpu
-from firmware.hypercalls import HypercallTable
+from firmware.hypercalls import CONTINUE, HypercallTable
 from machine.memory import MachineMemory
 
 _LAYOUT: Final = xencons_interface.w64
@@ -24,7 +24,9 @@ _OUT_CONS: Final = _LAYOUT.offset["out_cons"]
 _OUT_PROD: Final = _LAYOUT.offset["out_prod"]
 INDEX_MASK: Final = (1 << 32) - 1
 MOST_AT_ONCE: Final = 1 << 16
-"""console_io writes at most this much in one call; the rest is dropped, as a flood would be."""
+"""console_io writes this many bytes before the call is restarted for the rest."""
+BYTE_NS: Final = 10
+"""What a byte of so long a text costs in virtual time, so that one call cannot go on for ever."""
 
 
 class DomainConsole:
@@ -118,13 +120,15 @@ class ConsoleIo:
         table.register("console_io", self.console_io)
 
     def console_io(self, vcpu: VCpu, command: int, count: int, buffer: int) -> int:
-        """Hypercall 18: write to the domain's console; nothing can be read here."""
+        """Hypercall 18: write to the domain's console; reading it is not for unprivileged guests."""
         command &= 0xFFFF_FFFF
         count &= 0xFFFF_FFFF
-        if command == xen.CONSOLEIO_write:
-            data = vcpu.space.read(buffer, min(count, MOST_AT_ONCE))
-            vcpu.domain.console.print(data)
-            return 0
-        if command == xen.CONSOLEIO_read:
-            return 0 if count <= 0x7FFF_FFFF else -errno.E2BIG
-        return -errno.ENOSYS
+        if command != xen.CONSOLEIO_write:
+            return -errno.EPERM
+        part = min(count, MOST_AT_ONCE)
+        vcpu.domain.console.print(vcpu.space.read(buffer, part))
+        if part < count:
+            vcpu.core.charge(part * BYTE_NS)
+            vcpu.restart(command, count - part, buffer + part)
+            return CONTINUE
+        return 0

@@ -11,7 +11,7 @@ from typing import Final
 
 from firmware.abi import errno, xen
 from firmware.domain.vcpu import VCpu
-from firmware.hypercalls import CONTINUE, LIMIT, HypercallError, HypercallTable
+from firmware.hypercalls import CONTINUE, LIMIT, GuestFault, HypercallError, HypercallTable
 
 IRET: Final = 23
 MULTICALL: Final = 13
@@ -19,6 +19,10 @@ WORD: Final = (1 << 64) - 1
 WORD32: Final = (1 << 32) - 1
 BATCH: Final = 32
 """Entries read from the guest at a time."""
+LONGEST: Final = 256
+"""Entries run before the call is restarted for the rest, so that events and time limits are seen."""
+ENTRY_NS: Final = 1_000
+"""What an entry of so long a list costs in virtual time."""
 
 
 class Multicall:
@@ -30,6 +34,8 @@ class Multicall:
             False: [len(row.arguments) if row else 0 for row in table.rows],
             True: [len(row.compat_arguments) if row else 0 for row in table.rows],
         }
+
+        self._compat = [bool(row and row.pv32) for row in table.rows]
 
     def register(self, table: HypercallTable) -> None:
         """Put multicall into the table."""
@@ -50,14 +56,28 @@ class Multicall:
         handlers = table.handlers
         counts = table.counts
         arity = self._arity[pv32]
+        if not space.allowed(call_list, size * count):
+            return -errno.EFAULT
+        left = LONGEST
         while count:
-            batch = min(count, BATCH)
-            entries = space.read(call_list, size * batch)
+            if not left:
+                vcpu.core.charge(LONGEST * ENTRY_NS)
+                vcpu.restart(call_list, count)
+                return CONTINUE
+            batch = min(count, BATCH, left)
+            left -= batch
+            try:
+                entries = space.read(call_list, size * batch)
+            except GuestFault:
+                batch = 1
+                entries = space.read(call_list, size)
             for at in range(0, size * batch, size):
                 number, _result, *arguments = words.unpack_from(entries, at)
                 handler = handlers[number] if number < LIMIT else None
-                if handler is None or number == MULTICALL:
-                    result = -errno.EINVAL if number == MULTICALL else table.absent(number)
+                if number == MULTICALL:
+                    result = -errno.EINVAL
+                elif handler is None or (pv32 and not self._compat[number]):
+                    result = table.absent(number)
                 else:
                     counts[number] += 1
                     try:
@@ -68,6 +88,8 @@ class Multicall:
                     except HypercallError as error:
                         result = -error.errno
                     if number == IRET:
+                        if vcpu.in_kernel:
+                            self._result(vcpu, call_list + at + result_offset, result, result_size)
                         return result
                 space.write(call_list + at + result_offset, (result & mask).to_bytes(result_size, "little"))
                 done = at // size + 1
@@ -77,3 +99,11 @@ class Multicall:
             call_list += size * batch
             count -= batch
         return 0
+
+    @staticmethod
+    def _result(vcpu: VCpu, address: int, result: int, size: int) -> None:
+        """The result of an iret, for a guest that left its list where it can be written."""
+        try:
+            vcpu.space.write(address, (result & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        except GuestFault:
+            return

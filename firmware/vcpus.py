@@ -10,13 +10,14 @@ from firmware.abi import vcpu as vcpu_abi
 from firmware.domain.context import Contexts
 from firmware.domain.domain import Domain
 from firmware.domain.vcpu import PAUSE_DOWN, VCpu
-from firmware.hypercalls import HypercallTable
+from firmware.hypercalls import GuestFault, HypercallTable
 from firmware.sched.scheduler import Scheduler
 from firmware.timers import Timers
 from machine.memory import MachineMemory
 
 INFO_SIZE: Final = 64
 """struct vcpu_info is as large for both kinds of guest."""
+RUNSTATE_SIZE: Final = vcpu_abi.vcpu_runstate_info.w64.size
 TSC_MULTIPLIER: Final = 1 << 31
 TSC_SHIFT: Final = 1
 """system_time = (tsc << shift) * multiplier >> 32: the TSC counts nanoseconds."""
@@ -121,22 +122,28 @@ class VCpuOps:
         vcpu.space.write(argument, layout.pack(state=state, state_entry_time=since, time=tuple(times)))
         return 0
 
-    def _area(self, vcpu: VCpu, argument: int) -> int:
-        width = 4 if vcpu.domain.pv32 else 8
-        return int.from_bytes(vcpu.space.read(argument, width), "little")
+    @staticmethod
+    def _area(vcpu: VCpu, argument: int, size: int) -> int:
+        """The address of an area of that size, which the guest may name."""
+        layout = vcpu_abi.vcpu_register_runstate_memory_area
+        area = int(vcpu.space.unpack(argument, layout.w32 if vcpu.domain.pv32 else layout.w64).addr)
+        if not vcpu.space.allowed(area, size):
+            raise GuestFault(area)
+        return area
 
     def _register_runstate_area(self, vcpu: VCpu, target: VCpu, argument: int) -> int:
-        area = self._area(vcpu, argument)
-        target.runstate_area = area
-        if area and target is vcpu:
-            self._scheduler.write_runstate(target, area)
+        target.runstate_area = self._area(vcpu, argument, RUNSTATE_SIZE)
+        if target.runstate_area:
+            self._scheduler.write_runstate(target, target.runstate_area)
         return 0
 
     def _register_time_area(self, vcpu: VCpu, target: VCpu, argument: int) -> int:
-        area = self._area(vcpu, argument)
-        target.time_area = area
-        if area and target is vcpu:
-            vcpu.space.write(area, time_info(vcpu.domain.pv32))
+        data = time_info(vcpu.domain.pv32)
+        target.time_area = self._area(vcpu, argument, len(data))
+        try:
+            vcpu.space.write(target.time_area, data)
+        except GuestFault:
+            return 0
         return 0
 
     def _set_periodic(self, vcpu: VCpu, target: VCpu, argument: int) -> int:
@@ -157,7 +164,9 @@ class VCpuOps:
 
     def _register_info(self, vcpu: VCpu, target: VCpu, argument: int) -> int:
         request: Any = vcpu.space.unpack(argument, vcpu_abi.vcpu_register_vcpu_info.w64)
-        if request.offset > 4096 - INFO_SIZE or request.offset & 7:
+        if request.offset > 4096 - INFO_SIZE or request.offset & (3 if vcpu.domain.pv32 else 7):
+            return -errno.ENXIO
+        if target is not vcpu and not target.pause_flags & PAUSE_DOWN:
             return -errno.EINVAL
         if target.info and not target.domain.shared_info <= target.info < target.domain.shared_info + 4096:
             return -errno.EINVAL
@@ -183,7 +192,9 @@ class VCpuOps:
         memory.store8(info, 1)
         memory.write(info + selector, b"\xff" * width)
 
-    def _send_nmi(self, _vcpu: VCpu, target: VCpu, _argument: int) -> int:
+    def _send_nmi(self, _vcpu: VCpu, target: VCpu, argument: int) -> int:
+        if argument:
+            return -errno.EINVAL
         target.nmi_pending = True
         self._scheduler.unblock(target)
         return 0

@@ -16,23 +16,26 @@ MAJOR: Final = 4
 MINOR: Final = 17
 EXTRA: Final = b".5-xenpy"
 CAPABILITIES: Final = b"xen-3.0-x86_64 xen-3.0-x86_32p "
-HIDDEN: Final = b"<denied>"
-"""What an unprivileged guest reads where it may not look (compile info, change set, command line)."""
+COMPILER: Final = b"xenpy"
+CHANGESET: Final = b"unknown"
+HIDDEN: Final = b"<denied>\0"
+"""What an unprivileged guest reads where it may not look: the hypervisor's command line."""
 PAGE_SIZE: Final = 4096
 
 PV_FEATURES: Final = (
     1 << features.XENFEAT_mmu_pt_update_preserve_ad
+    | 1 << features.XENFEAT_highmem_assist
     | 1 << features.XENFEAT_gnttab_map_avail_bits
-)
-ASSISTS_64: Final = (
-    1 << xen.VMASST_TYPE_writable_pagetables | 1 << xen.VMASST_TYPE_m2p_strict | 1 << xen.VMASST_TYPE_runstate_update_flag
-    | 1 << xen.VMASST_TYPE_architectural_iopl
+    | 1 << features.XENFEAT_memory_op_vnode_supported
+    | 1 << features.XENFEAT_not_direct_mapped
 )
 ASSISTS_32: Final = (
     1 << xen.VMASST_TYPE_4gb_segments | 1 << xen.VMASST_TYPE_4gb_segments_notify | 1 << xen.VMASST_TYPE_writable_pagetables
     | 1 << xen.VMASST_TYPE_pae_extended_cr3 | 1 << xen.VMASST_TYPE_runstate_update_flag
     | 1 << xen.VMASST_TYPE_architectural_iopl
 )
+ASSISTS_64: Final = ASSISTS_32 | 1 << xen.VMASST_TYPE_m2p_strict
+"""What a guest may switch on; some mean nothing to a 64-bit one, which may switch them on all the same."""
 
 
 class Version:
@@ -44,12 +47,12 @@ class Version:
             version.XENVER_extraversion: self._text(EXTRA, version.XEN_EXTRAVERSION_LEN),
             version.XENVER_compile_info: self._compile_info,
             version.XENVER_capabilities: self._text(CAPABILITIES, version.XEN_CAPABILITIES_INFO_LEN),
-            version.XENVER_changeset: self._text(HIDDEN, version.XEN_CHANGESET_INFO_LEN),
+            version.XENVER_changeset: self._text(CHANGESET, version.XEN_CHANGESET_INFO_LEN),
             version.XENVER_platform_parameters: self._platform_parameters,
             version.XENVER_get_features: self._features,
             version.XENVER_pagesize: self._page_size,
             version.XENVER_guest_handle: self._guest_handle,
-            version.XENVER_commandline: self._text(HIDDEN, version.XEN_COMMANDLINE_LEN),
+            version.XENVER_commandline: self._text(HIDDEN, len(HIDDEN)),
             version.XENVER_build_id: self._build_id,
         }
 
@@ -79,7 +82,7 @@ class Version:
     @staticmethod
     def _compile_info(vcpu: VCpu, argument: int) -> int:
         vcpu.space.write(argument, version.xen_compile_info.w64.pack(
-            compiler=HIDDEN, compile_by=HIDDEN, compile_domain=HIDDEN, compile_date=HIDDEN))
+            compiler=COMPILER, compile_by=COMPILER, compile_domain=COMPILER, compile_date=CHANGESET))
         return 0
 
     @staticmethod
@@ -114,7 +117,7 @@ class Version:
 
     @staticmethod
     def _build_id(_vcpu: VCpu, _argument: int) -> int:
-        return -errno.ENODATA
+        return -errno.EPERM
 
     @staticmethod
     def vm_assist(vcpu: VCpu, command: int, kind: int) -> int:

@@ -11,12 +11,16 @@ from typing import Any, Final
 
 from firmware.abi import arch_x86, arch_x86_32, callback, errno, nmi
 from firmware.domain.vcpu import NO_TRAP, VECTORS, Trap, VCpu
-from firmware.hypercalls import HypercallTable
+from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.traps.segments import Segments
 from machine.registers import FS, GS, SEG_BASE
 
 NMI_VECTOR: Final = 2
 WORD: Final = (1 << 64) - 1
+LONGEST_TABLE: Final = 512
+"""Entries of a trap table taken before the call is restarted for the rest."""
+ENTRY_NS: Final = 1_000
+"""What an entry of so long a table costs in virtual time."""
 
 
 def canonical(address: int) -> bool:
@@ -59,7 +63,7 @@ class Callbacks:
             vcpu.traps[:] = [NO_TRAP] * VECTORS
             return 0
         layout = arch_x86.trap_info.w32 if pv32 else arch_x86.trap_info.w64
-        while True:
+        for _ in range(LONGEST_TABLE):
             entry = vcpu.space.unpack(traps, layout)
             if not entry.address:
                 return 0
@@ -67,6 +71,9 @@ class Callbacks:
                 return -errno.EINVAL
             vcpu.traps[entry.vector] = make_trap(entry, pv32)
             traps += layout.size
+        vcpu.core.charge(LONGEST_TABLE * ENTRY_NS)
+        vcpu.restart(traps)
+        return CONTINUE
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
 
