@@ -88,6 +88,7 @@ class Core:
         "_icount",
         "_left_at_exception",
         "_low",
+        "_parked_empty",
         "_read_eflags",
         "_set_page",
         "_stopped",
@@ -118,6 +119,7 @@ class Core:
         self._stopped = False
         self._left_at_exception = -1
         self._bank = 0
+        self._parked_empty = False
         dll = engine.library.dll
         self._flush = dll.tlb_flush_x86_64
         self._flush_page = dll.tlb_flush_page_x86_64
@@ -356,6 +358,7 @@ class Core:
     def load_root(self, paddr: int) -> None:
         """Load CR3; flushes both banks."""
         self.q[reg.CR3] = paddr
+        self._parked_empty = True
         self.flushes += 1
         self._flush(self._address)
 
@@ -368,6 +371,7 @@ class Core:
             self.q[reg.CR3] = paddr
         else:
             self._bank = bank
+            self._parked_empty = False
             self.bank_switches += 1
             self._switch_bank(self._address, paddr, bank)
 
@@ -377,12 +381,15 @@ class Core:
         return self._bank
 
     def flush_parked(self) -> None:
-        """Flush the bank not in use."""
-        self.flushes += 1
-        self._flush_modes(self._address, 1 << MMU_PARKED)
+        """Flush the bank not in use; nothing to do when it has not been live since both were flushed."""
+        if not self._parked_empty:
+            self._parked_empty = True
+            self.flushes += 1
+            self._flush_modes(self._address, 1 << MMU_PARKED)
 
     def flush(self) -> None:
         """Flush both banks."""
+        self._parked_empty = True
         self.flushes += 1
         self._flush(self._address)
 
@@ -391,9 +398,17 @@ class Core:
         self.page_flushes += 1
         self._flush_page(self._address, va)
 
+    def retire(self) -> None:
+        """The engine is gone: registers stay readable, everything about translation raises RuntimeError."""
+        self._flush = self._flush_page = self._flush_modes = self._set_page = self._switch_bank = _gone
+
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
         """Put one 4 KiB translation into the live TLB, whatever the tables say; `flush_page` takes it out."""
         mode = MMU_USER if self.d[reg.HFLAGS] & reg.HF_CPL == 3 else MMU_KERNEL
         protection = _PAGE_READ | _PAGE_EXEC | (_PAGE_WRITE if writable else 0)
         mask = -FRAME_SIZE
         self._set_page(self._address, va & mask & (1 << 64) - 1, paddr & mask, protection, mode, FRAME_SIZE)
+
+
+def _gone(*_: int) -> None:
+    raise RuntimeError("the machine is closed")
