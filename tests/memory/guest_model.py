@@ -70,7 +70,8 @@ class Guest:
 
     def set_gdt(self, frames: list[int], entries: int) -> int:
         form = f"<{len(frames)}{'I' if self.pv32 else 'Q'}"
-        return self.world.call(self.vcpu, "set_gdt", self.pass_bytes(pack(form, *frames)), entries)
+        word = 0xFFFF_FFFF if self.pv32 else (1 << 64) - 1
+        return self.world.call(self.vcpu, "set_gdt", self.pass_bytes(pack(form, *(mfn & word for mfn in frames))), entries)
 
     def reservation(self, command: int, frames: list[int], order: int = 0, domid: int = SELF) -> int:
         variant = mem.xen_memory_reservation.w32 if self.pv32 else mem.xen_memory_reservation.w64

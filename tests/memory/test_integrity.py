@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from random import Random
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from firmware.abi import grant_table as gnt
 from firmware.abi import memory as mem
 from firmware.abi import xen
+from tests.memory import samplers as draw
 from tests.memory.guest_model import SELF, Guest
 from tests.memory.reference import Ledger, check
 from tests.memory.world import PlainDomain, World
@@ -20,21 +23,32 @@ FRAMES = 2304
 EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (int(os.environ.get("EX","100")), 100)
 
 GOOD = 0x63
-FLAGS = st.sampled_from([0, 0x61, 0x63, 0x65, 0x67, 0x61, 0x63, 0x65, 0x67, 0x1, 0x61, 0x63, 0x67, 0x65, 0x21, 0x23, 0x163, 0x66, 0x7, GOOD | 1 << 63, GOOD | 1 << 52,
+FLAGS = draw.sampled_from([0, 0x61, 0x63, 0x65, 0x67, 0x61, 0x63, 0x65, 0x67, 0x1, 0x61, 0x63, 0x67, 0x65, 0x21, 0x23, 0x163, 0x66, 0x7, GOOD | 1 << 63, GOOD | 1 << 52,
                          0x67 | 1 << 9, 0xE3, 0x7B, GOOD | 1 << 62])
-SLOT = st.sampled_from([0, 1, 2, 3, 4, 5, 7, 20, 36, 37, 38, 39, 255, 256, 260, 272, 273, 427, 428, 511])
-PICK = st.integers(0, 63)
-WHO = st.integers(0, 3)
-COMMANDS = st.sampled_from([
+SLOT = draw.sampled_from([0, 1, 2, 3, 4, 5, 7, 20, 36, 37, 38, 39, 255, 256, 260, 272, 273, 427, 428, 511])
+PICK = draw.integers(0, 63)
+WHO = draw.integers(0, 3)
+COMMANDS = draw.sampled_from([
     xen.MMUEXT_PIN_L1_TABLE, xen.MMUEXT_PIN_L2_TABLE, xen.MMUEXT_PIN_L3_TABLE, xen.MMUEXT_PIN_L4_TABLE,
     xen.MMUEXT_UNPIN_TABLE, xen.MMUEXT_UNPIN_TABLE, xen.MMUEXT_NEW_BASEPTR, xen.MMUEXT_NEW_USER_BASEPTR,
     xen.MMUEXT_CLEAR_PAGE, xen.MMUEXT_TLB_FLUSH_LOCAL, xen.MMUEXT_TLB_FLUSH_ALL, xen.MMUEXT_INVLPG_ALL,
     xen.MMUEXT_INVLPG_LOCAL, xen.MMUEXT_MARK_SUPER, 99])
-GRANT_FLAGS = st.sampled_from([gnt.GTF_permit_access, gnt.GTF_permit_access | gnt.GTF_readonly, gnt.GTF_invalid,
+GRANT_FLAGS = draw.sampled_from([gnt.GTF_permit_access, gnt.GTF_permit_access | gnt.GTF_readonly, gnt.GTF_invalid,
                                gnt.GTF_accept_transfer, gnt.GTF_permit_access | gnt.GTF_sub_page])
-MAP_FLAGS = st.sampled_from([gnt.GNTMAP_host_map, gnt.GNTMAP_host_map | gnt.GNTMAP_readonly, gnt.GNTMAP_device_map,
+MAP_FLAGS = draw.sampled_from([gnt.GNTMAP_host_map, gnt.GNTMAP_host_map | gnt.GNTMAP_readonly, gnt.GNTMAP_device_map,
                              gnt.GNTMAP_device_map | gnt.GNTMAP_host_map, 0,
                              gnt.GNTMAP_device_map | gnt.GNTMAP_readonly, gnt.GNTMAP_host_map | gnt.GNTMAP_contains_pte])
+
+
+ACTIONS: list[tuple[Callable[..., None], dict[str, draw.Sampler]]] = []
+
+
+def action(**samplers: draw.Sampler) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a method one of the things the guests do, with arguments drawn so."""
+    def enter(method: Callable[..., None]) -> Callable[..., None]:
+        ACTIONS.append((method, samplers))
+        return method
+    return enter
 
 
 class Integrity(RuleBasedStateMachine):
@@ -81,14 +95,14 @@ class Integrity(RuleBasedStateMachine):
                    self.world.grants.table(domain.memory).frames[0]]
         return choices[pick - 56]
 
-    @rule(who=WHO, table=PICK, slot=SLOT, pick=PICK, flags=FLAGS, mode=st.sampled_from([0, 0, 0, 1, 2, 3, 4]))
+    @action(who=WHO, table=PICK, slot=SLOT, pick=PICK, flags=FLAGS, mode=draw.sampled_from([0, 0, 0, 1, 2, 3, 4]))
     def update(self, who: int, table: int, slot: int, pick: int, flags: int, mode: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         at = self.frame(domain, table) << 12 | slot * 8 | mode
         guest.mmu_update((at, self.frame(domain, pick) << 12 | flags))
 
-    @rule(who=WHO, table=st.integers(0, 15), slots=st.lists(SLOT, min_size=2, max_size=6), pick=PICK, flags=FLAGS)
+    @action(who=WHO, table=draw.integers(0, 15), slots=draw.lists(SLOT, min_size=2, max_size=6), pick=PICK, flags=FLAGS)
     def update_batch(self, who: int, table: int, slots: list[int], pick: int, flags: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -96,13 +110,13 @@ class Integrity(RuleBasedStateMachine):
         guest.mmu_update(*((at | slot * 8, self.frame(domain, (pick + n) % 64) << 12 | flags)
                            for n, slot in enumerate(slots)))
 
-    @rule(who=WHO, pfn=st.integers(0, PAGES - 1), pick=PICK, flags=FLAGS, flush=st.sampled_from([0, 1, 2, 3, 5, 6, 0x1001]))
+    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), pick=PICK, flags=FLAGS, flush=draw.sampled_from([0, 1, 2, 3, 5, 6, 0x1001]))
     def update_mapping(self, who: int, pfn: int, pick: int, flags: int, flush: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         guest.update_va_mapping(domain.va(pfn), self.frame(domain, pick) << 12 | flags, flush)
 
-    @rule(who=WHO, command=COMMANDS, pick=PICK)
+    @action(who=WHO, command=COMMANDS, pick=PICK)
     def extended(self, who: int, command: int, pick: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -110,14 +124,14 @@ class Integrity(RuleBasedStateMachine):
             return
         guest.extended(command, self.frame(domain, pick), domain.frames[2])
 
-    @rule(who=WHO, pfn=st.integers(0, PAGES - 1), slot=SLOT, pick=PICK, flags=FLAGS)
+    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), slot=SLOT, pick=PICK, flags=FLAGS)
     def scribble(self, who: int, pfn: int, slot: int, pick: int, flags: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         guest.scribble(domain.va(pfn) + slot * 8, self.frame(domain, pick) << 12 | flags)
 
-    @rule(who=WHO, level=st.integers(1, 4), pfn=st.integers(2, 30), content=st.lists(st.tuples(SLOT, PICK, FLAGS), max_size=6),
-          pin=st.booleans())
+    @action(who=WHO, level=draw.integers(1, 4), pfn=draw.integers(2, 30), content=draw.lists(draw.tuples(SLOT, PICK, FLAGS), max_size=6),
+          pin=draw.booleans())
     def new_table(self, who: int, level: int, pfn: int, content: list[tuple[int, int, int]], pin: bool) -> None:
         """Make a page table as a kernel does: fill a frame, map it read-only, pin it or hang it into a table above."""
         guest = self.guest(who)
@@ -143,7 +157,7 @@ class Integrity(RuleBasedStateMachine):
         frames = self.world.frames
         return [mfn for mfn in frames.owned_by(domain.id) if frames.type_of(mfn) == level and frames.type_count(mfn)]
 
-    @rule(who=WHO, level=st.integers(1, 4), pick=PICK, root=st.booleans())
+    @action(who=WHO, level=draw.integers(1, 4), pick=PICK, root=draw.booleans())
     def unpin_or_root(self, who: int, level: int, pick: int, root: bool) -> None:
         """Unpin, or load as a root, a frame that really is such a table."""
         guest = self.guest(who)
@@ -157,7 +171,7 @@ class Integrity(RuleBasedStateMachine):
         if tables:
             guest.extended(command, tables[pick % len(tables)])
 
-    @rule(who=WHO, level=st.integers(1, 4), pick=PICK, slot=SLOT, flags=FLAGS)
+    @action(who=WHO, level=draw.integers(1, 4), pick=PICK, slot=SLOT, flags=FLAGS)
     def update_table(self, who: int, level: int, pick: int, slot: int, flags: int) -> None:
         """Update an entry of a table of one level to name a table of the level below, or itself, or its like."""
         guest = self.guest(who)
@@ -168,30 +182,30 @@ class Integrity(RuleBasedStateMachine):
             at = tables[pick % len(tables)]
             guest.mmu_update((at << 12 | slot * 8, targets[(pick * 7 + slot) % len(targets)] << 12 | flags))
 
-    @rule(who=WHO, pfn=st.integers(0, PAGES - 1), write=st.booleans())
+    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), write=draw.booleans())
     def touch(self, who: int, pfn: int, write: bool) -> None:
         guest = self.guest(who)
         guest.touch(guest.vcpu.domain.va(pfn), write)
 
-    @rule(who=WHO, table=st.integers(0, 3), slot=SLOT, pick=PICK, flags=FLAGS, size=st.sampled_from([1, 4, 8]))
+    @action(who=WHO, table=draw.integers(0, 3), slot=SLOT, pick=PICK, flags=FLAGS, size=draw.sampled_from([1, 4, 8]))
     def store_to_table(self, who: int, table: int, slot: int, pick: int, flags: int, size: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         pfn = domain.frames.index(domain.tables[-1 - table % len(domain.tables)])
         guest.store_to_table(domain.va(pfn) + slot * 8, self.frame(domain, pick) << 12 | flags, size)
 
-    @rule(who=WHO, core=st.integers(0, 2))
+    @action(who=WHO, core=draw.integers(0, 2))
     def move(self, who: int, core: int) -> None:
         guest = self.guests[who % len(self.guests)]
         self.world.schedule(guest.vcpu, self.world.cores[core])
 
-    @rule(who=WHO, picks=st.lists(PICK, max_size=3), entries=st.integers(0, 8000))
+    @action(who=WHO, picks=draw.lists(PICK, max_size=3), entries=draw.integers(0, 8000))
     def gdt(self, who: int, picks: list[int], entries: int) -> None:
         guest = self.guest(who)
         frames = [self.frame(guest.vcpu.domain, pick) for pick in picks]
         guest.set_gdt(frames, min(entries, len(frames) * 512))
 
-    @rule(who=WHO, pick=PICK, slot=SLOT, value=st.sampled_from([0, 0x00CFFB000000FFFF, 0x0000EC00E0330000, 0x8200 << 32]))
+    @action(who=WHO, pick=PICK, slot=SLOT, value=draw.sampled_from([0, 0x00CFFB000000FFFF, 0x0000EC00E0330000, 0x8200 << 32]))
     def descriptor(self, who: int, pick: int, slot: int, value: int) -> None:
         guest = self.guest(who)
         at = self.frame(guest.vcpu.domain, pick) << 12 | slot * 8
@@ -201,26 +215,26 @@ class Integrity(RuleBasedStateMachine):
         else:
             self.world.call(guest.vcpu, "update_descriptor", at, value)
 
-    @rule(who=WHO, pfn=st.integers(0, PAGES - 1), entries=st.sampled_from([0, 100, 512, 1024, 8193]), page=st.integers(0, 2))
+    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), entries=draw.sampled_from([0, 100, 512, 1024, 8193]), page=draw.integers(0, 2))
     def ldt(self, who: int, pfn: int, entries: int, page: int) -> None:
         guest = self.guest(who)
         guest.extended(xen.MMUEXT_SET_LDT, guest.vcpu.domain.va(pfn), entries)
         self.world.descriptors.map_ldt_page(guest.vcpu, page << 12)
 
-    @rule(who=WHO, picks=st.lists(PICK, min_size=1, max_size=3), order=st.sampled_from([0, 0, 1, 10]))
+    @action(who=WHO, picks=draw.lists(PICK, min_size=1, max_size=3), order=draw.sampled_from([0, 0, 1, 10]))
     def decrease(self, who: int, picks: list[int], order: int) -> None:
         guest = self.guest(who)
         frames = [self.frame(guest.vcpu.domain, pick) & 0xFFFF_FFFF for pick in picks]
         guest.reservation(mem.XENMEM_decrease_reservation, frames, order)
 
-    @rule(who=WHO, count=st.integers(1, 5), order=st.sampled_from([0, 0, 1, 2]), fill=st.booleans())
+    @action(who=WHO, count=draw.integers(1, 5), order=draw.sampled_from([0, 0, 1, 2]), fill=draw.booleans())
     def increase(self, who: int, count: int, order: int, fill: bool) -> None:
         guest = self.guest(who)
         command = mem.XENMEM_populate_physmap if fill else mem.XENMEM_increase_reservation
         done = guest.reservation(command, list(range(count)), order)
         guest.vcpu.domain.frames += [guest.extent(index) for index in range(done)]
 
-    @rule(who=WHO, picks=st.lists(PICK, min_size=1, max_size=2), sizes=st.sampled_from([(0, 0), (0, 1), (1, 0)]))
+    @action(who=WHO, picks=draw.lists(PICK, min_size=1, max_size=2), sizes=draw.sampled_from([(0, 0), (0, 1), (1, 0)]))
     def exchange(self, who: int, picks: list[int], sizes: tuple[int, int]) -> None:
         guest = self.guest(who)
         frames = [self.frame(guest.vcpu.domain, pick) & 0xFFFF_FFFF for pick in picks]
@@ -228,12 +242,12 @@ class Integrity(RuleBasedStateMachine):
         if wanted:
             guest.exchange(frames, list(range(wanted)), *sizes)
 
-    @rule(who=WHO, ref=st.integers(8, 11), pick=PICK, flags=GRANT_FLAGS)
+    @action(who=WHO, ref=draw.integers(8, 11), pick=PICK, flags=GRANT_FLAGS)
     def grant(self, who: int, ref: int, pick: int, flags: int) -> None:
         guest = self.guest(who)
         guest.grant(ref, 3 - guest.vcpu.domain.id, self.frame(guest.vcpu.domain, pick) & 0xFFFF_FFFF, flags)
 
-    @rule(who=WHO, ref=st.integers(8, 12), flags=MAP_FLAGS, pfn=st.integers(0, PAGES - 1), own=st.booleans())
+    @action(who=WHO, ref=draw.integers(8, 12), flags=MAP_FLAGS, pfn=draw.integers(0, PAGES - 1), own=draw.booleans())
     def map_grant(self, who: int, ref: int, flags: int, pfn: int, own: bool) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -242,7 +256,7 @@ class Integrity(RuleBasedStateMachine):
             address = domain.tables[-1] << 12 | pfn * 8
         guest.map_grant(domain.id if own else 3 - domain.id, ref, flags, address)
 
-    @rule(who=WHO, ref=st.integers(8, 11), pfn=st.integers(2, 30), at=st.integers(2, 30), flags=MAP_FLAGS, readonly=st.booleans())
+    @action(who=WHO, ref=draw.integers(8, 11), pfn=draw.integers(2, 30), at=draw.integers(2, 30), flags=MAP_FLAGS, readonly=draw.booleans())
     def share(self, who: int, ref: int, pfn: int, at: int, flags: int, readonly: bool) -> None:
         """One domain grants a frame, the other maps it."""
         guest = self.guest(who)
@@ -257,7 +271,7 @@ class Integrity(RuleBasedStateMachine):
         address = domain.tables[-1] << 12 | pfn * 8 if flags & gnt.GNTMAP_contains_pte else domain.va(pfn)
         guest.map_grant(source.id, ref, flags, address)
 
-    @rule(who=WHO, handle=PICK, pfn=st.integers(0, PAGES - 1), right=st.booleans(), bus=st.booleans())
+    @action(who=WHO, handle=PICK, pfn=draw.integers(0, PAGES - 1), right=draw.booleans(), bus=draw.booleans())
     def unmap_grant(self, who: int, handle: int, pfn: int, right: bool, bus: bool) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -277,7 +291,7 @@ class Integrity(RuleBasedStateMachine):
         address = domain.tables[-1] << 12 | slot * 8 if mapping.flags & gnt.GNTMAP_contains_pte else domain.va(slot)
         guest.unmap_grant(number, address, mfn << 12 if bus else 0)
 
-    @rule(who=WHO, ref=st.integers(8, 11), pfn=st.integers(2, 30))
+    @action(who=WHO, ref=draw.integers(8, 11), pfn=draw.integers(2, 30))
     def give(self, who: int, ref: int, pfn: int) -> None:
         """A transfer the receiver asked for, after balloon room was made."""
         guest = self.guest(who)
@@ -290,7 +304,7 @@ class Integrity(RuleBasedStateMachine):
         if answer["status"] == gnt.GNTST_okay:
             other.vcpu.domain.frames.append(mfn)
 
-    @rule(who=WHO, pfn=st.integers(2, 30), back=st.booleans())
+    @action(who=WHO, pfn=draw.integers(2, 30), back=draw.booleans())
     def balloon(self, who: int, pfn: int, back: bool) -> None:
         """A page given up as Linux does it: unmapped, then decreased; perhaps taken back."""
         guest = self.guest(who)
@@ -301,7 +315,7 @@ class Integrity(RuleBasedStateMachine):
             domain.frames[pfn] = guest.extent(0)
             guest.update_va_mapping(domain.va(pfn), domain.frames[pfn] << 12 | GOOD, 2)
 
-    @rule(who=WHO, pick=PICK, ref=st.integers(8, 11))
+    @action(who=WHO, pick=PICK, ref=draw.integers(8, 11))
     def transfer(self, who: int, pick: int, ref: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -310,7 +324,7 @@ class Integrity(RuleBasedStateMachine):
         if answer["status"] == gnt.GNTST_okay:
             self.world.domains[3 - domain.id].frames.append(mfn)
 
-    @rule(who=WHO, source=PICK, ref=st.integers(8, 11), pick=PICK, length=st.sampled_from([0, 8, 4096, 4097]))
+    @action(who=WHO, source=PICK, ref=draw.integers(8, 11), pick=PICK, length=draw.sampled_from([0, 8, 4096, 4097]))
     def copy(self, who: int, source: int, ref: int, pick: int, length: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -318,10 +332,17 @@ class Integrity(RuleBasedStateMachine):
                        source={"u": ref, "domid": 3 - domain.id},
                        dest={"u": self.frame(domain, pick) & 0xFFFF_FFFF, "domid": SELF})
 
-    @rule(who=WHO, version=st.integers(0, 3))
+    @action(who=WHO, version=draw.integers(0, 3))
     def version(self, who: int, version: int) -> None:
         if version != 2 or who == 3:
             self.guest(who).grant_op(gnt.GNTTABOP_set_version, gnt.gnttab_set_version, version=version)
+
+    @rule(number=st.integers(0, len(ACTIONS) - 1), seed=st.integers(0, (1 << 32) - 1))
+    def act(self, number: int, seed: int) -> None:
+        """One of the actions, its arguments drawn from `seed`."""
+        method, samplers = ACTIONS[number]
+        rng = Random(seed)
+        method(self, **{name: sampler(rng) for name, sampler in samplers.items()})
 
     @invariant()
     def holds(self) -> None:
