@@ -3,10 +3,10 @@
 Each probe runs a few instructions and expects at most one trap, after which the next probe goes on. Its
 line says: vector and error code (-1: none), RIP from the probe's start, selectors, whether events were masked
 before and in the handler, RFLAGS likewise as far as a probe can know them, how far below the interrupted
-stack pointer the frame lies (kernel mode only: the user's stack is another one), CR2 for a page fault, and how
-many traps there were when it was not one. Nothing depends on machine frames, addresses or time.
+stack pointer the frame lies (kernel mode only: the user's stack is another one), CR2 for a page fault, and
+how many traps there were when it was not one. Nothing depends on machine frames, addresses or time.
 
-Vector 256 stands for the system call entry.
+Vectors from 256 on stand for the system call, failsafe and NMI entries.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_EXECUTE: Final = 1 << 63
 UNMAPPED: Final = 0x7000_0000_0000
 """An address of the lower half that nothing maps."""
 NON_CANONICAL: Final = 0x8000_0000_0000_0000
-SYSTEM_CALL: Final = 256
+SYSTEM_CALL, FAILSAFE, NMI = 256, 257, 258
 
 SOFTWARE: Final = {0x20: 0, 0x21: 1, 0x22: 3, 0x23: 3 | 4, 0x80: 3}
 """Software interrupts: privilege level, and 4 where the handler starts with events masked."""
@@ -210,6 +210,41 @@ USER_MODE: Final = (
     Probe("alignment check", flags(AC) + "\nint3", user=True),
 )
 
+def iret(cs: str | int, ss: str | int, rflags: int = 0x202) -> str:
+    """The iret hypercall to address 0x1000 with selectors of the caller's choice."""
+    return "\n".join((
+        *(f"{load('rax', word)}\npush rax" for word in (ss, "&user_stack_top", rflags, cs, 0x1000, 0)),
+        "push rcx\npush r11\npush rax\nmov eax, __HYPERVISOR_iret\nsyscall",
+    ))
+
+
+SEND_NMI: Final = """
+    mov edi, VCPUOP_send_nmi
+    xor esi, esi
+    xor edx, edx
+    mov eax, __HYPERVISOR_vcpu_op
+    syscall
+"""
+
+CALLBACKS: Final = (
+    Probe("nmi", SEND_NMI, before=hypercall("callback_op", "CALLBACKOP_register", "&register_nmi")),
+    Probe("another nmi", SEND_NMI),
+    Probe("nmi, events open", SEND_NMI,
+          before="mov byte ptr [rip + shared_page + vcpu_info.evtchn_upcall_mask], 0"),
+    Probe("system call that masks events", "syscall", user=True,
+          before=hypercall("callback_op", "CALLBACKOP_register", "&register_masking")),
+    Probe("system call that does not", "syscall", user=True,
+          before=hypercall("callback_op", "CALLBACKOP_register", "&register_open")),
+    Probe("iret to a bad code selector", iret(0x1233, "FLAT_USER_SS")),
+    Probe("iret to a bad stack selector", iret("FLAT_USER_CS", 0x1233)),
+    Probe("iret to a null code selector", iret(3, "FLAT_USER_SS")),
+    Probe("iret to the kernel, bad code selector", iret(0x1230, "FLAT_KERNEL_SS", 2)),
+    Probe("iret to the kernel, bad stack selector", iret(0xE030, 0x1230, 2)),
+    Probe("iret to the kernel", iret(0xE030, "FLAT_KERNEL_SS", 2)),
+    Probe("iret with privilege and NT", iret("FLAT_USER_CS", "FLAT_USER_SS", 0x7202)),
+    Probe("iret with events masked", iret("FLAT_USER_CS", "FLAT_USER_SS", 2)),
+)
+
 SEEN: Final = ("count", "vector", "error", "rip", "cs", "rflags", "rsp", "ss", "rcx", "frame", "cr2",
                "handler_flags", "mask")
 """What the hook notes of a probe's last trap."""
@@ -245,6 +280,21 @@ system_call:                            # a user's system call, as a trap of its
     pop r11
     push -1
     push {SYSTEM_CALL}
+    jmp trap_common
+
+failsafe:                               # a return to the guest failed: the data selectors are on the stack
+    pop rcx
+    pop r11
+    add rsp, 32
+    push -1
+    push {FAILSAFE}
+    jmp trap_common
+
+nmi:
+    pop rcx
+    pop r11
+    push -1
+    push {NMI}
     jmp trap_common
 
 enter_user:                             # rax = where; does not return: the probe's trap goes on elsewhere
@@ -320,7 +370,7 @@ _SETUP: Final = f"""
     {hypercall("update_va_mapping", "rdi", "rsi", "UVMF_INVLPG")}
     lea rax, [rip + probe_hook]
     mov [rip + trap_hook], rax
-    {hypercall("set_callbacks", "&crash", "&crash", "&system_call")}
+    {hypercall("set_callbacks", "&crash", "&failsafe", "&system_call")}
     {hypercall("stack_switch", "FLAT_KERNEL_SS", "&trap_stack_top")}
     mov rdi, [rip + start_info_address]
     mov rdi, [rdi + start_info.pt_base]
@@ -440,6 +490,7 @@ def build() -> bytes:
         *_emit("flags", FLAG_PROBES, names),
         *_emit("debug registers", DEBUG, names),
         *_emit("user mode", USER_MODE, names),
+        *_emit("callbacks", CALLBACKS, names),
         _GDT,
         *_emit("descriptors", DESCRIPTOR_PROBES, names),
         line("-- results"),
@@ -454,6 +505,9 @@ def build() -> bytes:
         "probe_resume: .quad 0\nprobe_stack: .quad 0\nnested_depth: .quad 0\ngdt_frame: .quad 0",
         "user_base: .quad MMUEXT_NEW_USER_BASEPTR, 0, 0",
         "iopl_zero: .quad 0\niopl_one: .quad 1",
+        "register_nmi: .short CALLBACKTYPE_nmi, 0, 0, 0\n.quad nmi",
+        "register_masking: .short CALLBACKTYPE_syscall, CALLBACKF_mask_events, 0, 0\n.quad system_call",
+        "register_open: .short CALLBACKTYPE_syscall, 0, 0, 0\n.quad system_call",
         ".balign 4096, 0\ngdt_page: .quad 0",
         *(f".quad {descriptor}" for descriptor in DESCRIPTORS.values()), ".balign 4096, 0",
     ]

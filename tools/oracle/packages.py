@@ -20,7 +20,8 @@ KERNEL_PATTERN: Final = r"linux-image-[0-9].*-amd64"
 PACKAGES: Final = (
     "busybox-static", "xen-utils-4.17", "libxenmisc4.17", "libxencall1", "libxendevicemodel1",
     "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenstore4",
-    "libxentoolcore1", "libxentoollog1", "libyajl2", "libc6", "libgcc-s1", "libuuid1", "zlib1g", "liblzma5", "libzstd1",
+    "libxentoolcore1", "libxentoollog1", "libyajl2", "libc6", "libgcc-s1", "libuuid1", "zlib1g",
+    "liblzma5", "libzstd1",
 )
 TOOLS: Final = ("xl", "xenconsoled", "xenstored", "xen-init-dom0")
 LOADED: Final = ("libgcc_s.so.1",)
