@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from struct import Struct
 from typing import Protocol
@@ -121,12 +122,12 @@ class Core:
         self._bank = 0
         self._parked_empty = False
         dll = engine.library.dll
-        self._flush = dll.tlb_flush_x86_64
-        self._flush_page = dll.tlb_flush_page_x86_64
-        self._flush_modes = dll.tlb_flush_by_mmuidx_x86_64
-        self._set_page = dll.tlb_set_page_x86_64
+        self._flush: Callable[..., None] = dll.tlb_flush_x86_64
+        self._flush_page: Callable[..., None] = dll.tlb_flush_page_x86_64
+        self._flush_modes: Callable[..., None] = dll.tlb_flush_by_mmuidx_x86_64
+        self._set_page: Callable[..., None] = dll.tlb_set_page_x86_64
         self._read_eflags = dll.helper_read_eflags_x86_64
-        self._switch_bank = engine.switch_bank
+        self._switch_bank: Callable[..., None] = engine.switch_bank
         for segment in (reg.SS, reg.DS, reg.ES):
             self.set_segment(segment, 0, 0, _MINUS_ONE, _FLAT_DATA)
         self.set_mode(long=True, cpl=3)

@@ -9,7 +9,8 @@ from tests.machine.coherence import Fuzz
 from tests.machine.rig import degraded
 
 STEPS = 12_000
-LONG = 100_000
+PRODUCT = 100_000
+LONG = 1_000_000
 
 
 @pytest.mark.parametrize("toggles", [False, True], ids=["one bank", "two banks"])
@@ -18,6 +19,10 @@ def test_no_mismatch(eager: bool, toggles: bool) -> None:
     outcome = Fuzz(1 + eager, EngineOptions(eager=eager), toggles).run(STEPS)
     assert outcome.mismatches == 0
     assert outcome.stale_uses > STEPS // 100
+
+
+def test_no_mismatch_as_shipped() -> None:
+    assert Fuzz(3, EngineOptions(), toggles=True).run(PRODUCT).mismatches == 0
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["lazy", "eager"])

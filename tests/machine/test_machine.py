@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from machine import Core, Machine, RunEnd
+from machine import Core, EngineError, Machine, RunEnd
 from machine import registers as reg
 from tests.machine.rig import CODE, RW_NX, Rig, Tables, asm, degraded, machine
 
@@ -412,3 +413,64 @@ def test_a_core_woken_by_the_dispatch_of_another_is_not_left_behind() -> None:
         rig.run(until=look, deadline_ns=20_000)
         assert max(gaps[1:]) <= 1000
         assert second.blocks >= 1500
+
+
+TOUCH = """
+again: mov rbx, 0x10000000
+mov ecx, 3000
+l: mov rax, [rbx]
+add rbx, 4096
+dec ecx
+jnz l
+syscall
+dec r12d
+jnz again
+int 0x90
+"""
+
+
+def test_host_time_reaches_neither_blocks_nor_tlbs() -> None:
+    ends = []
+    for pause in (0.0, 0.03):
+        with Rig(TOUCH, hash_blocks=True) as rig:
+            for page in range(3000):
+                rig.tables.map(0x10000000 + 4096 * page, 0x1000000 + 4096 * (page % 512), RW_NX)
+            rig.core.q[reg.R12] = 8
+
+            def flush(core: Core, pause: float = pause) -> None:
+                time.sleep(pause)
+                core.charge(40 * MILLISECOND)
+                core.flush()
+
+            rig.handler.on["syscall"] = flush
+            rig.run()
+            counters = rig.machine.counters
+            ends.append((rig.machine.block_hash, rig.core.now(), counters.tlb_fills, counters.slices))
+    assert ends[0] == ends[1]
+    assert ends[0][2] > 20_000
+
+
+def test_a_table_that_names_memory_which_is_not_there_ends_the_run_with_an_error() -> None:
+    with Rig("mov ecx, 1\nl: mov rax, [rbx]\njmp l") as rig:
+        rig.tables.map(0x500000, 1 << 30)
+        rig.core.q[reg.RBX] = 0x500000
+        with pytest.raises(EngineError, match="core 0 at rip 0x400005") as caught:
+            rig.run(deadline_ns=MILLISECOND)
+        assert caught.value.core == 0
+        rig.core.q[reg.RBX] = CODE
+        assert rig.run(deadline_ns=MILLISECOND) is RunEnd.DEADLINE
+
+
+def test_a_run_of_several_cores_is_the_same_twice_and_with_and_without_hashing() -> None:
+    source = "mov rbx, 0x500000\nl: lock inc qword ptr [rbx]\nrdtsc\ntest al, 64\njz l\nsyscall\njmp l"
+    ends = []
+    for hashed in (True, True, False):
+        with Rig(source, cores=4, quantum_ns=1500, hash_blocks=hashed) as rig:
+            rig.tables.map(0x500000, 0x300000, RW_NX)
+            rig.handler.on["syscall"] = lambda core: core.charge(330)
+            rig.run(deadline_ns=MILLISECOND)
+            counters = rig.machine.counters
+            state = b"".join(core.save() for core in rig.machine.cores)
+            ends.append((counters, rig.machine.memory.q[0x300000 >> 3], state, rig.machine.block_hash))
+    assert ends[0] == ends[1]
+    assert ends[0][:3] == ends[2][:3]

@@ -130,6 +130,11 @@ def test_views_stay_readable_after_close() -> None:
     assert rig.core.q[reg.RBX] == 5
     assert rig.machine.memory.b[0x200000] == 0xBB
     rig.machine.memory.store64(0x200000, 1)
+    core = rig.core
+    for act in (core.flush, lambda: core.flush_page(0), lambda: core.load_root(0)):
+        with pytest.raises(RuntimeError, match="closed"):
+            act()
+    assert core.eflags() & reg.FLAG_FIXED
     rig.machine.close()
 
 
