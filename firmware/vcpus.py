@@ -134,7 +134,7 @@ class VCpuOps:
     def _register_runstate_area(self, vcpu: VCpu, target: VCpu, argument: int) -> int:
         target.runstate_area = self._area(vcpu, argument, RUNSTATE_SIZE)
         if target.runstate_area:
-            self._scheduler.write_runstate(target, target.runstate_area)
+            self._scheduler.write_runstate(target, target.runstate_area, vcpu)
         return 0
 
     def _register_time_area(self, vcpu: VCpu, target: VCpu, argument: int) -> int:

@@ -80,6 +80,7 @@ class Roots(Protocol):
     """Who takes page-table roots and descriptor tables for a vCPU."""
 
     def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int: ...
+    def give_root(self, mfn: int) -> None: ...
     def set_gdt(self, vcpu: VCpu, frames: list[int], entries: int) -> int: ...
 
 
@@ -92,6 +93,11 @@ class DebugSetter(Protocol):
 def canonical(address: int) -> bool:
     """Bits 63 to 47 are all the same."""
     return address < 1 << 47 or address >= LOWEST_CANONICAL_HIGH
+
+
+def address_allowed(address: int) -> bool:
+    """Whether a breakpoint may lie there: outside Xen's own range, in a canonical place."""
+    return address < 1 << 47 or address >= arch_x86.HYPERVISOR_VIRT_END
 
 
 def start_of_day(*, pv32: bool, rip: int, stack: int, start_info: int) -> Entry:
@@ -131,6 +137,7 @@ class Contexts:
         vcpu.ldt_base, vcpu.ldt_entries = int(context.ldt_base), int(context.ldt_ents)
         result = self._take_roots(vcpu, context, pv32)
         if result:
+            self._roots.set_gdt(vcpu, [], 0)
             return result
         for number in (0, 1, 2, 3, 6, 7):
             self._debug.set_debugreg(vcpu, number, context.debugreg[number])
@@ -147,12 +154,17 @@ class Contexts:
     def _check(context: Any, pv32: bool) -> int:
         if context.ldt_ents > LONGEST_LDT or context.ldt_base & PAGE_MASK or context.gdt_ents > LONGEST_LDT:
             return -errno.EINVAL
+        if not all(map(address_allowed, context.debugreg[:4])) or (context.debugreg[6] | context.debugreg[7]) >> 32:
+            return -errno.EINVAL
         if pv32:
             return 0
-        addresses = (context.user_regs.rip, context.event_callback_eip, context.failsafe_callback_eip,
-                     context.syscall_callback_eip, context.fs_base, context.gs_base_kernel, context.gs_base_user)
+        addresses = (context.user_regs.rip, context.user_regs.rsp, context.kernel_sp, context.event_callback_eip,
+                     context.failsafe_callback_eip, context.syscall_callback_eip, context.fs_base,
+                     context.gs_base_kernel, context.gs_base_user)
         traps = (trap.address for trap in context.trap_ctxt)
         if not all(map(canonical, addresses)) or not all(map(canonical, traps)):
+            return -errno.EINVAL
+        if not context.flags & arch_x86.VGCF_in_kernel and not context.ctrlreg[1]:
             return -errno.EINVAL
         return 0
 
@@ -187,6 +199,8 @@ class Contexts:
             user = context.ctrlreg[1] >> 12
             result = self._roots.take_root(vcpu, user, kernel=False)
             if result:
+                self._roots.give_root(mfn)
+                vcpu.kernel_root = 0
                 return result
             vcpu.user_root = user
         in_kernel = bool(context.flags & arch_x86.VGCF_in_kernel)
@@ -247,6 +261,8 @@ class Contexts:
         if not pv32:
             core.q[FS_BASE] = entry.fs_base
             core.q[GS_BASE] = entry.gs_base
+            if not vcpu.in_kernel:
+                vcpu.gs_shadow, core.q[GS_BASE] = core.q[GS_BASE], vcpu.gs_shadow
         if entry.fpu is not None:
             self._memory.write(self._fpu_image, entry.fpu)
             core.restore_fpu(self._fpu_image)

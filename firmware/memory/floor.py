@@ -101,6 +101,10 @@ class MemoryFloor:
                 self.slots.hide_m2p(mfn << 12)
         return result
 
+    def give_root(self, mfn: int) -> None:
+        """Give back what `take_root` took."""
+        self.types.put_page_and_type(mfn)
+
     def set_gdt(self, vcpu: VCpu, frames: list[int], entries: int) -> int:
         """Use these frames as a vCPU's GDT: 0 or -EINVAL."""
         return self.descriptors.install_gdt(vcpu, frames, entries)

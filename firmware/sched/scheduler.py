@@ -174,14 +174,14 @@ class Scheduler:
 
     def _tell_runstate(self, vcpu: VCpu) -> None:
         if vcpu.runstate_area:
-            self.write_runstate(vcpu, vcpu.runstate_area)
+            self.write_runstate(vcpu, vcpu.runstate_area, vcpu)
 
-    def write_runstate(self, vcpu: VCpu, address: int) -> None:
-        """Put vcpu_runstate_info into guest memory; a guest that took the mapping away gets none."""
+    def write_runstate(self, vcpu: VCpu, address: int, through: VCpu) -> None:
+        """Put its vcpu_runstate_info into guest memory as `through` sees it; a guest that took the mapping away gets none."""
         layout = vcpu_abi.vcpu_runstate_info
         state, since, times = vcpu.runstate, vcpu.runstate_since, tuple(vcpu.runstate_times)
         data = (layout.w32 if vcpu.domain.pv32 else layout.w64).pack(state=state, state_entry_time=since, time=times)
         try:
-            vcpu.space.write(address, data)
+            through.space.write(address, data)
         except HypercallError:
             return

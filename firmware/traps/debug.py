@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from firmware.abi import arch_x86, errno
+from firmware.abi import errno
+from firmware.domain.context import address_allowed
 from firmware.domain.vcpu import DR6_DEFAULT, DR7_DEFAULT, VCpu
 from firmware.hypercalls import HypercallTable
 
@@ -20,11 +21,6 @@ DR7_ACTIVE: Final = 0xFF
 TYPE_IO: Final = 2
 """The R/W field of an I/O breakpoint."""
 WORD32: Final = (1 << 32) - 1
-
-
-def address_allowed(address: int) -> bool:
-    """A breakpoint must lie outside Xen's own range, in a canonical place."""
-    return address < 1 << 47 or address >= arch_x86.HYPERVISOR_VIRT_END
 
 
 class DebugRegisters:
