@@ -88,6 +88,8 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "OPAQUE": layout.opaque,
         "ENV": layout.env,
         "TSC_AUX": reg.TSC_AUX * 8,
+        "HFLAGS": reg.HFLAGS * 4,
+        "LMA_AND_CPL": reg.HF_LMA | reg.HF_CPL,
         "READ_EFLAGS": library.address("helper_read_eflags_x86_64"),
         "FLAGS_ARITHMETIC": reg.FLAGS_ARITHMETIC,
         "R11": reg.R11 * 8,

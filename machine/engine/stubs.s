@@ -124,7 +124,8 @@ rdtscp:
     jmp rdtsc
 
 # IN hook (uc, port, size, data) and OUT hook (uc, port, size, value, data): #GP(0) at the instruction, unless the core's
-# ports are open, the kernel bank is live and the port is none the firmware models: then ones are read and nothing is written.
+# ports are open, a kernel runs (bank 0; in 32-bit mode not ring 3) and the port is none the firmware models: then ones are
+# read and nothing is written.
     .balign 16
 port:
     mov rdi, [rdi + {CPU_SLOT}]
@@ -133,6 +134,10 @@ port:
     je port_fault
     cmp qword ptr [rdi + {BANK_TAG}], 0
     jne port_fault
+    mov eax, dword ptr [rdi + {ENV} + {HFLAGS}]
+    and eax, {LMA_AND_CPL}
+    cmp eax, 3
+    je port_fault
     movzx eax, si
     and eax, {RTC_MASK}
     cmp eax, {RTC_PORTS}

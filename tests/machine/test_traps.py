@@ -6,7 +6,7 @@ import pytest
 
 from machine import Core, EngineOptions
 from machine import registers as reg
-from tests.machine.rig import CODE, DATA, DONE, RW_NX, STACK_TOP, Rig, asm, degraded
+from tests.machine.rig import CODE, DATA, DONE, RW_NX, STACK_TOP, Rig, Tables, asm, degraded
 
 PREFIX = "mov eax, 0x1234\nxor ecx, ecx\n"
 ENGINES = [EngineOptions(), degraded()]
@@ -244,3 +244,40 @@ def test_a_fetch_that_faults_for_ever_uses_up_its_time(engine: EngineOptions) ->
         assert 20_000 <= rig.core.now() <= 20_100
         assert rig.core.blocks == 1
         assert 190 <= len(rig.handler.traps) <= 202
+
+
+def test_open_ports_answer_the_kernel_bank_only() -> None:
+    with Rig("in al, dx\nmov ebx, eax\nout 0x80, al\nmov edx, 0xcf8\nin eax, dx\nint 0x90") as rig:
+        rig.core.open_ports(True)
+        rig.core.q[reg.RDX] = 0x60
+        rig.run()
+        assert rig.core.q[reg.RBX] & 0xFF == 0xFF
+        assert rig.handler.traps == [(13, 0, False, CODE + 10)]
+    with Rig("in al, dx") as rig:
+        rig.core.open_ports(True)
+        rig.core.switch_bank(rig.tables.root, 1)
+        rig.run()
+        assert rig.handler.traps == [(13, 0, False, CODE)]
+
+
+@pytest.mark.parametrize(("cpl", "answered"), [(1, True), (3, False)])
+def test_open_ports_of_a_32_bit_guest_answer_ring_1_only(cpl: int, answered: bool) -> None:
+    with Rig(asm("in al, 0x60\nint 0x82", bits=32)) as rig:
+        tables = Tables(rig.machine, 0x140000, pae=True)
+        tables.map(CODE, 0x200000)
+        core = rig.core
+        core.open_ports(True)
+        core.set_mode(long=False, cpl=cpl)
+        core.set_cs(0xE018 | cpl, 0, 0xFFFF_FFFF, 0x00C0_9B00 | cpl << 13)
+        core.load_root(tables.root)
+        core.q[reg.RIP] = CODE
+        rig.run()
+        assert rig.handler.traps == [(0x82, 0, True, CODE + 4) if answered else (13, 0, False, CODE)]
+
+
+def test_syscall_sets_rcx_and_r11() -> None:
+    with Rig("cmp eax, eax\nsyscall") as rig:
+        rig.run()
+        q = rig.core.q
+        assert q[reg.RCX] == CODE + 4
+        assert q[reg.R11] == rig.core.eflags() == reg.FLAG_FIXED | reg.FLAG_IF | reg.FLAG_ZF | reg.FLAG_PF
