@@ -9,6 +9,9 @@ from typing import Final
 from guests.macros import get, hypercall, kernel, line, put
 
 MILLISECOND: Final = 1_000_000
+SOON_MS: Final = 20
+SOON: Final = SOON_MS * MILLISECOND
+"""Far enough off to be cancelled in time on a slow host under emulation."""
 LONG: Final = 3_600_000 * MILLISECOND
 """An hour: further off than any wait of this guest."""
 BAD_POINTER: Final = 0x7000_0000_0000
@@ -144,11 +147,19 @@ periodic:                               # the timer ticks while the vCPU runs, a
     jb periodic
     {put("shared_page + vcpu_info.evtchn_upcall_mask", 1, 1)}
     {reached("five periods take 8 ms")}
+    mov r14d, 10                            # a tick right before the block ends it: then try again
+sleep_through:
+    {_CLEAR}
     {after(6 * MILLISECOND, "deadline")}
-    {set_timer("in 6 ms", "[rip + deadline]")}
-    {put("came", 0)}
+    {hypercall("set_timer_op", "[rip + deadline]")}
     {hypercall("sched_op", "SCHEDOP_block", 0)}
     {put("shared_page + vcpu_info.evtchn_upcall_mask", 1, 1)}
+    call now
+    cmp rax, [rip + deadline]
+    jae slept
+    dec r14d
+    jnz sleep_through
+slept:
     {reached("periods do not wake it")}
     {vcpu("stop periodic", "VCPUOP_stop_periodic_timer")}
     {_CLEAR}
@@ -185,8 +196,9 @@ _MAIN: Final = (
     after(MILLISECOND, "deadline"), set_timer("in 1 ms", "[rip + deadline]"), block("block"),
     reached("not early"),
     put("deadline", 0), set_timer("in the past", 1), block("block"),
-    after(MILLISECOND, "deadline"), set_timer("in 1 ms", "[rip + deadline]"), set_timer("cancelled", 0),
-    poll("poll for 3 ms", 3), reached("not early"),
+    after(SOON, "deadline"), hypercall("set_timer_op", "[rip + deadline]"), "mov r12, rax",
+    hypercall("set_timer_op", 0), line("set {r12:d} cancelled {rax:d}"),
+    poll("poll beyond the deadline", 2 * SOON_MS), reached("not early"),
     after(LONG, "deadline"), set_timer("in an hour", "[rip + deadline]"), poll("poll for 1 ms", 1),
     after(2 * MILLISECOND, "deadline"), set_timer("moved to 2 ms", "[rip + deadline]"), block("block"),
     reached("not early"),
@@ -198,9 +210,10 @@ _MAIN: Final = (
     put("timer", 1), put("timer + 8", "VCPU_SSHOTTMR_future", 4),
     vcpu("in the past, future only", "VCPUOP_set_singleshot_timer", "&timer"), poll("poll for 1 ms", 1),
     _CLEAR,
-    after(MILLISECOND, "timer"), put("timer + 8", "VCPU_SSHOTTMR_future", 4),
-    vcpu("in 1 ms, future only", "VCPUOP_set_singleshot_timer", "&timer"),
-    vcpu("stopped", "VCPUOP_stop_singleshot_timer"), poll("poll for 3 ms", 3),
+    after(SOON, "timer"), put("timer + 8", "VCPU_SSHOTTMR_future", 4),
+    hypercall("vcpu_op", "VCPUOP_set_singleshot_timer", 0, "&timer"), "mov r12, rax",
+    hypercall("vcpu_op", "VCPUOP_stop_singleshot_timer", 0, 0), line("set {r12:d} stopped {rax:d}"),
+    poll("poll beyond the deadline", 2 * SOON_MS),
     vcpu("from a bad pointer", "VCPUOP_set_singleshot_timer", BAD_POINTER),
     vcpu("of no vcpu", "VCPUOP_set_singleshot_timer", "&timer", 77),
 
