@@ -1,7 +1,7 @@
 """Descriptor tables: set_gdt, update_descriptor, the LDT.
 
-The frames of a GDT or LDT are typed SEGMENT_DESCRIPTORS while the processor uses them; their descriptors have been
-checked and the guest cannot write them. An LDT page is mapped when the processor first needs it.
+The frames of a GDT or LDT are typed SEGMENT_DESCRIPTORS while the processor uses them; their descriptors have
+been checked and the guest cannot write them. An LDT page is mapped when the processor first needs it.
 """
 
 from __future__ import annotations
@@ -98,9 +98,14 @@ class Descriptors:
         vcpu.gdt_entries = 0
 
     def update_descriptor(self, vcpu: VCpu, gaddr: int, desc: int, low: int = 0, high: int = 0) -> int:
-        """Hypercall: write one descriptor at a machine address. A 32-bit guest passes both in two halves each."""
+        """Hypercall: write one descriptor at a machine address. A 32-bit guest passes both in two halves
+        each.
+        """
         if vcpu.domain.pv32:
-            gaddr, desc = gaddr & 0xFFFF_FFFF | (desc & 0xFFFF_FFFF) << 32, low & 0xFFFF_FFFF | (high & 0xFFFF_FFFF) << 32
+            gaddr, desc = (
+                gaddr & 0xFFFF_FFFF | (desc & 0xFFFF_FFFF) << 32,
+                low & 0xFFFF_FFFF | (high & 0xFFFF_FFFF) << 32,
+            )
         fixed = checked(desc, vcpu.domain.pv32)
         if gaddr & 7 or fixed is None:
             return -EINVAL
@@ -133,7 +138,9 @@ class Descriptors:
         return 0
 
     def drop_ldt(self, vcpu: VCpu) -> bool:
-        """Unmap and release the LDT pages in use; whether there were any (pv_destroy_ldt). The caller flushes."""
+        """Unmap and release the LDT pages in use; whether there were any (pv_destroy_ldt). The caller
+        flushes.
+        """
         if not vcpu.ldt_entries:
             return False
         area = self._areas[vcpu.domain.id]

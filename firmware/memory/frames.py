@@ -1,8 +1,8 @@
 """The frame table: what Xen's page_info is, as flat arrays over all machine frames.
 
-Each frame has an owner, a count word and a type word. Both words keep a count in bits 8 and up and flags in the low
-byte, so that taking one reference is adding `ONE` and the usual values stay small integers.
-Scalars are read and written through memoryviews, whole tables through numpy arrays over the same bytes. All of it is
+Each frame has an owner, a count word and a type word. Both words keep a count in bits 8 and up and flags in
+the low byte, so that taking one reference is adding `ONE` and the usual values stay small integers. Scalars
+are read and written through memoryviews, whole tables through numpy arrays over the same bytes. All of it is
 reserved lazily: a frame nobody has used costs nothing.
 
 The rules these words obey are those of Xen's `xen/arch/x86/include/asm/mm.h` and `mm.c`.
@@ -56,8 +56,18 @@ NO_OWNER: Final = 0
 class FrameTable:
     """Owner, references, type and flush stamp of every machine frame."""
 
-    __slots__ = ("count_array", "counts", "linear", "owner_array", "owners", "size", "stamp_array", "stamps",
-                 "type_array", "types")
+    __slots__ = (
+        "count_array",
+        "counts",
+        "linear",
+        "owner_array",
+        "owners",
+        "size",
+        "stamp_array",
+        "stamps",
+        "type_array",
+        "types",
+    )
 
     def __init__(self, frames: int) -> None:
         self.size = frames

@@ -1,4 +1,5 @@
-"""One domain's grant table: its frames and entries, what is in use of it, and what the domain has mapped of others'.
+"""One domain's grant table: its frames and entries, what is in use of it, and what the domain has mapped of
+others'.
 
 An entry lies in a frame of Xen's that the guest writes; everything read from it is read once and checked.
 """
@@ -9,17 +10,17 @@ from collections import deque
 from typing import Final
 
 from firmware.abi.grant_table import (
+    GNTTAB_NR_RESERVED_ENTRIES,
+    GNTST_general_error,
+    GNTST_okay,
+    GTF_accept_transfer,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
     GTF_sub_page,
     GTF_transfer_committed,
-    GTF_accept_transfer,
     GTF_type_mask,
     GTF_writing,
-    GNTST_general_error,
-    GNTST_okay,
-    GNTTAB_NR_RESERVED_ENTRIES,
 )
 from firmware.memory.heap import FrameHeap
 from firmware.memory.owner import MachineMemory, MemoryOwner
@@ -39,10 +40,22 @@ PIN_LIMIT: Final = 127
 class Active:
     """A grant entry in use: by whom, which frame, and how often in each way (Xen's active_grant_entry)."""
 
-    __slots__ = ("device_read", "device_write", "domid", "host_read", "host_write", "length", "mfn", "start",
-                 "sub_page", "transitive")
+    __slots__ = (
+        "device_read",
+        "device_write",
+        "domid",
+        "host_read",
+        "host_write",
+        "length",
+        "mfn",
+        "start",
+        "sub_page",
+        "transitive",
+    )
 
-    def __init__(self, domid: int, mfn: int, start: int = 0, length: int = 4096, *, sub_page: bool = False) -> None:
+    def __init__(
+        self, domid: int, mfn: int, start: int = 0, length: int = 4096, *, sub_page: bool = False
+    ) -> None:
         self.domid = domid
         self.mfn = mfn
         self.start = start
@@ -68,7 +81,9 @@ class Active:
 
 
 class Mapping:
-    """A foreign grant this domain has mapped (Xen's grant_mapping): whose, which reference, the flags it was mapped with."""
+    """A foreign grant this domain has mapped (Xen's grant_mapping): whose, which reference, the flags it
+    was mapped with.
+    """
 
     __slots__ = ("domid", "flags", "ref")
 
@@ -81,10 +96,22 @@ class Mapping:
 class GrantTable:
     """A domain's table."""
 
-    __slots__ = ("_free", "_heap", "_memory", "active", "frames", "mappings", "max_frames", "owner", "status_frames",
-                 "version")
+    __slots__ = (
+        "_free",
+        "_heap",
+        "_memory",
+        "active",
+        "frames",
+        "mappings",
+        "max_frames",
+        "owner",
+        "status_frames",
+        "version",
+    )
 
-    def __init__(self, memory: MachineMemory, heap: FrameHeap, owner: MemoryOwner, max_frames: int = MAX_FRAMES) -> None:
+    def __init__(
+        self, memory: MachineMemory, heap: FrameHeap, owner: MemoryOwner, max_frames: int = MAX_FRAMES
+    ) -> None:
         self._memory = memory
         self._heap = heap
         self.owner = owner

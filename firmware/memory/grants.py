@@ -1,7 +1,8 @@
-"""grant_table_op: one domain lets another use its frames (Xen 4.17 common/grant_table.c, x86 pv/grant_table.c).
+"""grant_table_op: one domain lets another use its frames (Xen 4.17 common/grant_table.c, x86
+pv/grant_table.c).
 
-A mapping holds a reference to the frame, and a type reference when it may write; unmapping flushes before either
-is dropped. Statuses (GNTST_*) go into each operation's structure, errnos are the call's own.
+A mapping holds a reference to the frame, and a type reference when it may write; unmapping flushes before
+either is dropped. Statuses (GNTST_*) go into each operation's structure, errnos are the call's own.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ class Grants:
         self.table(owner).store_entry(ref, abi.GTF_permit_access | domid << 16, mfn)
 
     def release(self, owner: MemoryOwner) -> None:
-        """A domain has died: let go of all it had mapped. Its host mappings' references go with its page tables."""
+        """A domain has died: let go of all it had mapped. Its host mappings' references go with its page
+        tables.
+        """
         table = self._tables.get(owner.id)
         if table is None:
             return
@@ -103,8 +106,13 @@ class Grants:
     def _variant(vcpu: VCpu, layout: Any) -> Any:
         return layout.w32 if vcpu.domain.pv32 else layout.w64
 
-    def _each(self, layout: Any, operation: Callable[[VCpu, Any], dict[str, int]]) -> Callable[[VCpu, int, int], int]:
-        """A command over an array: each element is read, done, and the fields `operation` returns are stored back."""
+    def _each(
+        self, layout: Any, operation: Callable[[VCpu, Any], dict[str, int]]
+    ) -> Callable[[VCpu, int, int], int]:
+        """A command over an array: each element is read, done, and the fields `operation` returns are
+        stored back.
+        """
+
         def handler(vcpu: VCpu, uop: int, count: int) -> int:
             variant = self._variant(vcpu, layout)
             size = variant.size
@@ -115,12 +123,15 @@ class Grants:
                 at = uop + index * size
                 for field, value in operation(vcpu, space.unpack(at, variant)).items():
                     width = variant.sizes[field]
-                    space.write(at + variant.offset[field], (value & (1 << width * 8) - 1).to_bytes(width, "little"))
+                    space.write(
+                        at + variant.offset[field], (value & (1 << width * 8) - 1).to_bytes(width, "little")
+                    )
             if count > SLICE:
                 command = next(number for number, known in self._commands.items() if known is handler)
                 vcpu.restart(command, uop + SLICE * size, count - SLICE)
                 return CONTINUE
             return 0
+
         return handler
 
     def _any_domain(self, vcpu: VCpu, domid: int) -> Domain | None:
@@ -245,7 +256,9 @@ class Grants:
         return at if word & VALID_MASK == L1_TABLE | VALIDATED and word >= ONE else 0
 
     def _create(self, vcpu: VCpu, address: int, mfn: int, flags: int) -> bool:
-        """Put the mapping into the caller's page table; what was there is dropped (create_grant_pv_mapping)."""
+        """Put the mapping into the caller's page table; what was there is dropped
+        (create_grant_pv_mapping).
+        """
         at = self._slot(vcpu, address, flags & abi.GNTMAP_contains_pte)
         if not at:
             return False
@@ -257,7 +270,9 @@ class Grants:
     # Unmapping
 
     def _unmap(self, vcpu: VCpu, request: Any) -> dict[str, int]:
-        return {"status": self._unmap_common(vcpu, request.handle, request.host_addr, request.dev_bus_addr, 0)}
+        return {
+            "status": self._unmap_common(vcpu, request.handle, request.host_addr, request.dev_bus_addr, 0)
+        }
 
     def _unmap_and_replace(self, vcpu: VCpu, request: Any) -> dict[str, int]:
         return {"status": self._unmap_common(vcpu, request.handle, request.host_addr, 0, request.new_addr)}
@@ -306,7 +321,9 @@ class Grants:
         table.release(mapping.ref, active, readonly=bool(readonly))
 
     def _replace(self, vcpu: VCpu, address: int, mfn: int, new_addr: int, flags: int) -> bool:
-        """Take the mapping out of the page table; the entry at `new_addr` moves into its place (replace_grant_pv_mapping)."""
+        """Take the mapping out of the page table; the entry at `new_addr` moves into its place
+        (replace_grant_pv_mapping).
+        """
         contains_pte = flags & abi.GNTMAP_contains_pte
         if contains_pte and new_addr:
             return False
@@ -340,7 +357,11 @@ class Grants:
             return {"status": abi.GNTST_bad_domain}
         target = remote.memory
         table = self.table(target)
-        if target.dying or target.pages >= target.maximum or not table.commit_transfer(request.ref, vcpu.domain.id):
+        if (
+            target.dying
+            or target.pages >= target.maximum
+            or not table.commit_transfer(request.ref, vcpu.domain.id)
+        ):
             heap.release(mfn)
             return {"status": abi.GNTST_general_error}
         heap.restore(target, mfn)
@@ -382,8 +403,9 @@ class Grants:
             for release in reversed(held):
                 release()
 
-    def _claim_buffer(self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool,
-                      held: list[Callable[[], None]]) -> tuple[int, tuple[int, int, int]]:
+    def _claim_buffer(
+        self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool, held: list[Callable[[], None]]
+    ) -> tuple[int, tuple[int, int, int]]:
         """Take one end of a copy: (status, (frame, first byte, bytes)). What was taken is noted in `held`."""
         domain = self._any_domain(vcpu, end.domid)
         if domain is None:
@@ -404,9 +426,18 @@ class Grants:
             held.append(lambda: types.put_type(buffer[0]))
         return abi.GNTST_okay, buffer
 
-    def _acquire(self, domain: Domain, ref: int, domid: int, readonly: bool, held: list[Callable[[], None]],
-                 depth: int = 0) -> tuple[int, tuple[int, int, int]]:
-        """Use a grant for one copy (acquire_grant_for_copy): whole page, part of one, or another domain's grant."""
+    def _acquire(
+        self,
+        domain: Domain,
+        ref: int,
+        domid: int,
+        readonly: bool,
+        held: list[Callable[[], None]],
+        depth: int = 0,
+    ) -> tuple[int, tuple[int, int, int]]:
+        """Use a grant for one copy (acquire_grant_for_copy): whole page, part of one, or another domain's
+        grant.
+        """
         table = self.table(domain.memory)
         nothing = (0, 0, 0)
         if ref >= table.entries:
@@ -441,6 +472,7 @@ class Grants:
                 used.host_write -= 1
             table.release(ref, used, readonly=readonly)
             self._types.put_page(used.mfn)
+
         held.append(release)
         return abi.GNTST_okay, (active.mfn, active.start, active.length)
 
@@ -449,8 +481,17 @@ class Grants:
             return owner
         return self._types.owner_of(mfn) or owner if self._types.owners[mfn] != owner.tag else owner
 
-    def _activate(self, table: GrantTable, ref: int, low: int, high: int, domid: int, readonly: bool,
-                  held: list[Callable[[], None]], depth: int) -> tuple[int, Active | None]:
+    def _activate(
+        self,
+        table: GrantTable,
+        ref: int,
+        low: int,
+        high: int,
+        domid: int,
+        readonly: bool,
+        held: list[Callable[[], None]],
+        depth: int,
+    ) -> tuple[int, Active | None]:
         """Begin to use an entry that was idle."""
         flags = low & 0xFFFF
         if table.version == 2 and flags & abi.GTF_type_mask == abi.GTF_transitive:
@@ -458,7 +499,9 @@ class Grants:
             if depth or remote is None or flags & abi.GTF_sub_page:
                 status = abi.GNTST_general_error
             else:
-                status, (mfn, start, length) = self._acquire(remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1)
+                status, (mfn, start, length) = self._acquire(
+                    remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1
+                )
                 if status == abi.GNTST_okay:
                     active = table.active[ref] = Active(domid, mfn, start, length, sub_page=True)
                     return status, active
@@ -495,7 +538,7 @@ class Grants:
             if request.nr_frames > table.max_frames or not table.grow(request.nr_frames):
                 status = abi.GNTST_general_error
             else:
-                status = self._list(vcpu, request.frame_list, table.frames[:request.nr_frames], width)
+                status = self._list(vcpu, request.frame_list, table.frames[: request.nr_frames], width)
         return self._answer(vcpu, uop, variant, status)
 
     def _list(self, vcpu: VCpu, at: int, frames: list[int], width: int) -> int:
@@ -522,7 +565,9 @@ class Grants:
         if status == abi.GNTST_okay:
             table = self.table(vcpu.domain.memory)
             frames, limit = len(table.frames), table.max_frames
-        vcpu.space.write(uop, variant.pack(dom=request.dom, nr_frames=frames, max_nr_frames=limit, status=status))
+        vcpu.space.write(
+            uop, variant.pack(dom=request.dom, nr_frames=frames, max_nr_frames=limit, status=status)
+        )
         return 0
 
     def _get_status_frames(self, vcpu: VCpu, uop: int, count: int) -> int:
@@ -538,7 +583,7 @@ class Grants:
             if request.nr_frames > len(table.status_frames):
                 status = abi.GNTST_general_error
             else:
-                status = self._list(vcpu, request.frame_list, table.status_frames[:request.nr_frames], 8)
+                status = self._list(vcpu, request.frame_list, table.status_frames[: request.nr_frames], 8)
         return self._answer(vcpu, uop, variant, status)
 
     def _set_version(self, vcpu: VCpu, uop: int, count: int) -> int:

@@ -1,8 +1,9 @@
 """Checked access to a guest's memory by its own virtual addresses.
 
-Addresses go through the guest's own page tables, with the rights its kernel has: read-only pages are not written,
-Xen's part of the address space is not touched at all, accessed and dirty bits are set as the processor would.
-The L1 table of each 2 MiB of address space is remembered until a table above an L1 of the domain changes.
+Addresses go through the guest's own page tables, with the rights its kernel has: read-only pages are not
+written, Xen's part of the address space is not touched at all, accessed and dirty bits are set as the
+processor would. The L1 table of each 2 MiB of address space is remembered until a table above an L1 of the
+domain changes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,22 @@ SAME_TABLE: Final = ADDRESS | PRESENT | RW
 
 
 class GuestSpace:
-    """One vCPU's kernel address space. Every method raises GuestFault for an address the guest may not use so."""
+    """One vCPU's kernel address space. Every method raises GuestFault for an address the guest may not use
+    so.
+    """
 
-    __slots__ = ("_b", "_generation", "_memory", "_owner", "_q", "_read_tables", "_root", "_slots", "_write",
-                 "_write_tables")
+    __slots__ = (
+        "_b",
+        "_generation",
+        "_memory",
+        "_owner",
+        "_q",
+        "_read_tables",
+        "_root",
+        "_slots",
+        "_write",
+        "_write_tables",
+    )
 
     def __init__(self, memory: MachineMemory, owner: MemoryOwner, root: int = 0) -> None:
         self._memory = memory
@@ -50,7 +63,9 @@ class GuestSpace:
 
     @root.setter
     def root(self, paddr: int) -> None:
-        """What is remembered stays where the new root names the same tables, as a kernel's half of all its roots does."""
+        """What is remembered stays where the new root names the same tables, as a kernel's half of all its
+        roots does.
+        """
         q, old, new = self._q, self._root >> 3, paddr >> 3
         for slot in self._slots:
             if (q[old + slot] ^ q[new + slot]) & SAME_TABLE:
@@ -66,7 +81,7 @@ class GuestSpace:
             offset = va & 4095
             if entry & READABLE == READABLE and offset + length <= 4096:
                 start = (entry & ADDRESS) + offset
-                return self._b[start:start + length].tobytes()
+                return self._b[start : start + length].tobytes()
         return self._read_slowly(va, length)
 
     def write(self, va: int, data: bytes) -> None:
@@ -118,7 +133,9 @@ class GuestSpace:
         return self._walk(va, write)
 
     def entry_address(self, va: int) -> int:
-        """Machine address of the L1 entry that maps `va`; 0 when there is no L1 table there (map_guest_l1e)."""
+        """Machine address of the L1 entry that maps `va`; 0 when there is no L1 table there
+        (map_guest_l1e).
+        """
         table = self._read_tables.get(va >> 21)
         if table is not None and self._generation == self._owner.generation:
             return (table + (va >> 12 & 511)) << 3
@@ -147,7 +164,7 @@ class GuestSpace:
         while length > 0:
             here = min(length, 4096 - (va & 4095))
             start = self._walk(va, False)
-            parts.append(self._b[start:start + here].tobytes())
+            parts.append(self._b[start : start + here].tobytes())
             va += here
             length -= here
         return b"".join(parts)
@@ -157,7 +174,7 @@ class GuestSpace:
         while at < length:
             here = min(length - at, 4096 - (va & 4095))
             start = self._walk(va, True)
-            self._write(start, data[at:at + here])
+            self._write(start, data[at : at + here])
             va += here
             at += here
 

@@ -1,7 +1,8 @@
 """Free frames, and who gets them.
 
-Free runs are kept sorted and merged, so that an aligned run of any order is found whenever one exists. A frame that
-comes back is cleared before it is given out again, and no core keeps an old owner's translation of it.
+Free runs are kept sorted and merged, so that an aligned run of any order is found whenever one exists. A
+frame that comes back is cleared before it is given out again, and no core keeps an old owner's translation of
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class FrameHeap:
 
     __slots__ = ("_ends", "_frames", "_memory", "_shootdown", "_starts", "free", "m2p", "total", "xen")
 
-    def __init__(self, memory: MachineMemory, frames: FrameTable, shootdown: Shootdown, first_free: int) -> None:
+    def __init__(
+        self, memory: MachineMemory, frames: FrameTable, shootdown: Shootdown, first_free: int
+    ) -> None:
         self._memory = memory
         self._frames = frames
         self._shootdown = shootdown
@@ -72,7 +75,8 @@ class FrameHeap:
         return None
 
     def allocate(self, owner: MemoryOwner, count: int) -> list[int]:
-        """Give `owner` `count` cleared frames, neighbours where possible; MemoryError when there are not so many.
+        """Give `owner` `count` cleared frames, neighbours where possible; MemoryError when there are not so
+        many.
 
         The owner's allowance is not looked at here: see `assign`.
         """
@@ -97,9 +101,9 @@ class FrameHeap:
             frames.owners[first] = owner.tag
             frames.counts[first] = ONE | ALLOCATED
         else:
-            frames.type_array[first:first + count] = NONE
-            frames.owner_array[first:first + count] = owner.tag
-            frames.count_array[first:first + count] = ONE | ALLOCATED
+            frames.type_array[first : first + count] = NONE
+            frames.owner_array[first : first + count] = owner.tag
+            frames.count_array[first : first + count] = ONE | ALLOCATED
         owner.pages += count
 
     def xen_frame(self) -> int:
@@ -107,15 +111,17 @@ class FrameHeap:
         return self.xen_frames(1)
 
     def xen_frames(self, count: int, align: int = 1) -> int:
-        """Neighbouring cleared frames for Xen itself; the first one's number. MemoryError when there is no such run."""
+        """Neighbouring cleared frames for Xen itself; the first one's number. MemoryError when there is no
+        such run.
+        """
         first = self.run(count, align)
         if first is None:
             raise MemoryError(f"no {count} neighbouring free frames")
         self._clean(first, count)
         frames = self._frames
-        frames.type_array[first:first + count] = NONE
-        frames.owner_array[first:first + count] = DOMID_XEN + 1
-        frames.count_array[first:first + count] = ONE | ALLOCATED | XEN_HEAP
+        frames.type_array[first : first + count] = NONE
+        frames.owner_array[first : first + count] = DOMID_XEN + 1
+        frames.count_array[first : first + count] = ONE | ALLOCATED | XEN_HEAP
         self.xen += count
         return first
 
@@ -134,7 +140,9 @@ class FrameHeap:
         self._put_back(mfn, 1)
 
     def release(self, mfn: int) -> None:
-        """Frame `mfn` lost its last reference: back to the heap, or, for a shared frame of Xen's, back to Xen."""
+        """Frame `mfn` lost its last reference: back to the heap, or, for a shared frame of Xen's, back to
+        Xen.
+        """
         frames = self._frames
         if frames.counts[mfn] & XEN_HEAP:
             frames.owners[mfn] = DOMID_XEN + 1
@@ -168,9 +176,9 @@ class FrameHeap:
                 self._shootdown.everyone(frames.stamps[first])
                 self._memory.fill(first << 12, 4096)
             return
-        dirty = np.flatnonzero(frames.count_array[first:first + count] & np.uint64(DIRTY))
+        dirty = np.flatnonzero(frames.count_array[first : first + count] & np.uint64(DIRTY))
         if len(dirty):
-            self._shootdown.everyone(int(frames.stamp_array[first:first + count].max()))
+            self._shootdown.everyone(int(frames.stamp_array[first : first + count].max()))
             for offset in dirty.tolist():
                 self._memory.fill((first + offset) << 12, 4096)
 

@@ -1,7 +1,7 @@
 """The machine-to-physical table: for each machine frame the guest frame its owner last named for it.
 
-It lies in machine frames, 2 MiB aligned, because guests read it (slot 256 of every 64-bit root). 32-bit guests
-read a second table of 4-byte entries at 0xF5800000.
+It lies in machine frames, 2 MiB aligned, because guests read it (slot 256 of every 64-bit root). 32-bit
+guests read a second table of 4-byte entries at 0xF5800000.
 """
 
 from __future__ import annotations
@@ -71,4 +71,6 @@ class MachineToPhys:
         self._memory.write(self._table + mfn * 8, np.arange(pfn, pfn + count, dtype=np.uint64).tobytes())
         narrow = min(count, self._compat_entries - mfn)
         if narrow > 0:
-            self._memory.write(self._compat + mfn * 4, np.arange(pfn, pfn + narrow, dtype=np.uint32).tobytes())
+            self._memory.write(
+                self._compat + mfn * 4, np.arange(pfn, pfn + narrow, dtype=np.uint32).tobytes()
+            )

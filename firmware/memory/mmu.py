@@ -1,7 +1,7 @@
 """The page-table hypercalls: mmu_update, update_va_mapping, update_va_mapping_otherdomain, mmuext_op.
 
-Return codes, partial completion and the done counter are those of Xen 4.17's `mm.c`. Long requests are done in
-pieces: the call is restarted with MMU_UPDATE_PREEMPTED set, as Xen's continuations are.
+Return codes, partial completion and the done counter are those of Xen 4.17's `mm.c`. Long requests are done
+in pieces: the call is restarted with MMU_UPDATE_PREEMPTED set, as Xen's continuations are.
 """
 
 from __future__ import annotations
@@ -57,10 +57,23 @@ _PAIR: Final = Struct("<QQ").unpack
 class Mmu:
     """The handlers. Foreign domains are resolved by `domains`."""
 
-    __slots__ = ("_commands", "_descriptors", "_domains", "_levels", "_m2p", "_memory", "_q", "_shootdown", "_size",
-                 "_types", "_update")
+    __slots__ = (
+        "_commands",
+        "_descriptors",
+        "_domains",
+        "_levels",
+        "_m2p",
+        "_memory",
+        "_q",
+        "_shootdown",
+        "_size",
+        "_types",
+        "_update",
+    )
 
-    def __init__(self, types: PageTypes, m2p: MachineToPhys, descriptors: Descriptors, domains: Domains) -> None:
+    def __init__(
+        self, types: PageTypes, m2p: MachineToPhys, descriptors: Descriptors, domains: Domains
+    ) -> None:
         self._types = types
         self._memory = types.memory
         self._q = types.memory.q
@@ -71,7 +84,10 @@ class Mmu:
         self._shootdown = types.shootdown
         update = self._update = EntryUpdate(types)
         self._levels: dict[int, Callable[[int, int, MemoryOwner, bool], int]] = {
-            L2_TABLE: update.l2, L3_TABLE: update.l3, L4_TABLE: update.l4}
+            L2_TABLE: update.l2,
+            L3_TABLE: update.l3,
+            L4_TABLE: update.l4,
+        }
         self._commands: dict[int, Callable[[VCpu, int, int, MemoryOwner | None], int]] = {
             xen.MMUEXT_PIN_L1_TABLE: self._pin_l1,
             xen.MMUEXT_PIN_L2_TABLE: self._pin_l2,
@@ -112,8 +128,8 @@ class Mmu:
     def mmu_update(self, vcpu: VCpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
         """Apply `count` updates from `ureqs`; how many were done is added at `pdone`.
 
-        Requests are read ahead to the end of their page; an update of anything but an L1 table, which might change them,
-        makes the rest be read again.
+        Requests are read ahead to the end of their page; an update of anything but an L1 table, which might
+        change them, makes the rest be read again.
         """
         count &= COUNT_MASK
         done = 0
@@ -231,9 +247,12 @@ class Mmu:
             return CONTINUE
         return rc
 
-    def _other(self, at: int, new: int, word: int, owner: MemoryOwner, pages: MemoryOwner | None,
-               preserve: bool) -> int:
-        """An update of something that is not an L1 table: a table above, or an ordinary page, which is written."""
+    def _other(
+        self, at: int, new: int, word: int, owner: MemoryOwner, pages: MemoryOwner | None, preserve: bool
+    ) -> int:
+        """An update of something that is not an L1 table: a table above, or an ordinary page, which is
+        written.
+        """
         kind = word & TYPE_MASK
         if word >= ONE and word & VALIDATED:
             level = self._levels.get(kind)
@@ -264,7 +283,8 @@ class Mmu:
         return 0
 
     def _foreign(self, vcpu: VCpu, foreigndom: int) -> tuple[MemoryOwner | None, int]:
-        """Whose frames may be mapped, and the error every request gets when it is somebody's the caller may not touch.
+        """Whose frames may be mapped, and the error every request gets when it is somebody's the caller may
+        not touch.
 
         None stands for DOMID_IO. Raises HypercallError(ESRCH) for a domain that does not exist.
         """
@@ -280,7 +300,8 @@ class Mmu:
         return pages, denied or foreign_denied
 
     def page_owner(self, domain: Domain, domid: int) -> tuple[MemoryOwner | None, int]:
-        """The memory a foreign-domain argument names, and 0 or -EPERM (get_pg_owner and the default XSM policy).
+        """The memory a foreign-domain argument names, and 0 or -EPERM (get_pg_owner and the default XSM
+        policy).
 
         Raises HypercallError(ESRCH) for an unknown domain and for the caller's own number.
         """
@@ -300,20 +321,25 @@ class Mmu:
     # update_va_mapping
 
     def update_va_mapping(self, vcpu: VCpu, va: int, val: int, flags: int, high_flags: int = 0) -> int:
-        """Set the L1 entry that maps `va` and flush as `flags` say. A 32-bit guest passes (va, low, high, flags)."""
+        """Set the L1 entry that maps `va` and flush as `flags` say. A 32-bit guest passes (va, low, high,
+        flags).
+        """
         if vcpu.domain.pv32:
             val, flags = val & 0xFFFF_FFFF | (flags & 0xFFFF_FFFF) << 32, high_flags
         return self._set_mapping(vcpu, va, val, flags, vcpu.domain.memory, 0)
 
-    def update_va_mapping_otherdomain(self, vcpu: VCpu, va: int, val: int, flags: int, domid: int,
-                                      compat_domid: int = 0) -> int:
+    def update_va_mapping_otherdomain(
+        self, vcpu: VCpu, va: int, val: int, flags: int, domid: int, compat_domid: int = 0
+    ) -> int:
         """The same, mapping a frame of another domain."""
         if vcpu.domain.pv32:
             val, flags, domid = val & 0xFFFF_FFFF | (flags & 0xFFFF_FFFF) << 32, domid, compat_domid
         pages, denied = self.page_owner(vcpu.domain, domid & 0xFFFF)
         return self._set_mapping(vcpu, va, val, flags, pages, denied)
 
-    def _set_mapping(self, vcpu: VCpu, va: int, new: int, flags: int, pages: MemoryOwner | None, denied: int) -> int:
+    def _set_mapping(
+        self, vcpu: VCpu, va: int, new: int, flags: int, pages: MemoryOwner | None, denied: int
+    ) -> int:
         if denied:
             return denied
         owner = vcpu.domain.memory
@@ -445,7 +471,9 @@ class Mmu:
         return 0
 
     def load_root(self, vcpu: VCpu, mfn: int) -> int:
-        """Make frame `mfn` the running vCPU's kernel root (MMUEXT_NEW_BASEPTR, MOV to CR3); 0 or a negative errno."""
+        """Make frame `mfn` the running vCPU's kernel root (MMUEXT_NEW_BASEPTR, MOV to CR3); 0 or a negative
+        errno.
+        """
         return self._new_baseptr(vcpu, mfn, 0, vcpu.domain.memory)
 
     def _new_user_baseptr(self, vcpu: VCpu, mfn: int, arg2: int, pages: MemoryOwner | None) -> int:
@@ -549,6 +577,3 @@ class Mmu:
             vcpu.space.write32(pdone, done & COUNT_MASK)
         except GuestFault:
             return
-
-
-

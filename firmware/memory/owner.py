@@ -1,4 +1,6 @@
-"""What this floor needs of the things above and below it: owners of memory, vCPUs, domains, cores, machine memory."""
+"""What this floor needs of the things above and below it: owners of memory, vCPUs, domains, cores, machine
+memory.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,25 @@ class Core(Protocol):
 
 
 class MemoryOwner:
-    """A domain as the owner of frames: its tag in the frame table, its allowance, and the cores it may have touched."""
+    """A domain as the owner of frames: its tag in the frame table, its allowance, and the cores it may have
+    touched.
+    """
 
-    __slots__ = ("compat_entries", "cores", "dying", "generation", "id", "m2p_strict", "maximum", "pages",
-                 "perdomain_entry", "pv32", "tag", "vcpus", "xen_pages")
+    __slots__ = (
+        "compat_entries",
+        "cores",
+        "dying",
+        "generation",
+        "id",
+        "m2p_strict",
+        "maximum",
+        "pages",
+        "perdomain_entry",
+        "pv32",
+        "tag",
+        "vcpus",
+        "xen_pages",
+    )
 
     def __init__(self, domid: int, *, pv32: bool = False, maximum: int = 0, vcpus: int = 1) -> None:
         self.id = domid
@@ -106,8 +123,11 @@ class VCpu(Protocol):
     def space(self) -> GuestSpace: ...
     def load_ldt(self) -> None:
         """Bring the core's LDTR in line with `ldt_entries` (the LDT lies at its fixed per-domain address)."""
+
     def restart(self, *arguments: int) -> None:
-        """The current hypercall is to run again with these arguments (its registers, or its multicall entry)."""
+        """The current hypercall is to run again with these arguments (its registers, or its multicall
+        entry).
+        """
 
 
 class Domains(Protocol):

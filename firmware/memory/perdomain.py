@@ -1,7 +1,7 @@
 """The per-domain area: where the processor finds each vCPU's GDT and LDT.
 
-64-bit guests: slot 260 of every root, supervisor only, 128 KiB a vCPU: 16 pages of GDT, 16 pages of LDT (Xen's
-layout of PERDOMAIN_VIRT_START). 32-bit guests have the same in the last 64 MiB of their address space,
+64-bit guests: slot 260 of every root, supervisor only, 128 KiB a vCPU: 16 pages of GDT, 16 pages of LDT
+(Xen's layout of PERDOMAIN_VIRT_START). 32-bit guests have the same in the last 64 MiB of their address space,
 read-only because their kernel runs at supervisor privilege; Xen itself keeps it above 4 GiB there.
 """
 
@@ -18,7 +18,9 @@ PERDOMAIN_COMPAT_START: Final = 0xFC00_0000
 VCPU_SHIFT: Final = 17
 LDT_OFFSET: Final = 16 << 12
 GDT_PAGES: Final = 14
-"""Pages of the GDT that are the guest's (FIRST_RESERVED_GDT_PAGE); Xen's descriptors lie in the page after them."""
+"""Pages of the GDT that are the guest's (FIRST_RESERVED_GDT_PAGE); Xen's descriptors lie in the page after
+them.
+"""
 DESCRIPTOR_PAGES: Final = 16
 MAX_VCPUS: Final = 512
 
@@ -29,7 +31,9 @@ FLAT_DESCRIPTORS: Final[dict[int, int]] = {
     0xE02B: 0x00CF_F300_0000_FFFF,  # FLAT_RING3_DS, FLAT_RING3_SS
     0xE033: 0x00AF_FB00_0000_FFFF,  # FLAT_RING3_CS64
 }
-"""Selectors and descriptors of Xen's GDT page that guests load (arch-x86/xen-x86_64.h, xen-x86_32.h; x86 desc.c)."""
+"""Selectors and descriptors of Xen's GDT page that guests load (arch-x86/xen-x86_64.h, xen-x86_32.h; x86
+desc.c).
+"""
 COMPAT_DESCRIPTORS: Final[dict[int, int]] = {
     0xE019: 0x00CF_BB00_0000_FFFF,  # FLAT_RING1_CS
     0xE021: 0x00CF_B300_0000_FFFF,  # FLAT_RING1_DS

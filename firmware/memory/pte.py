@@ -1,4 +1,6 @@
-"""Page-table entries: the bits, what a guest may set in them, and what Xen sets for it (Xen: x86 page.h, pv/mm.h)."""
+"""Page-table entries: the bits, what a guest may set in them, and what Xen sets for it (Xen: x86 page.h,
+pv/mm.h).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ CACHE_BITS: Final = PWT | PCD | SUPERPAGE
 """PAGE_CACHE_ATTRS in an L1 entry."""
 
 L1_DISALLOWED: Final = CACHE_BITS
-"""l1_disallow_mask() for a guest without devices: cache attributes. GLOBAL is allowed; there is no _PAGE_GNTTAB in a
-release build."""
+"""l1_disallow_mask() for a guest without devices: cache attributes. GLOBAL is allowed; there is no
+_PAGE_GNTTAB in a release build.
+"""
 TABLE_DISALLOWED: Final = CACHE_BITS | GLOBAL
 """L2_DISALLOW_MASK, L3_DISALLOW_MASK, L4_DISALLOW_MASK: no superpages, no cache attributes, no GLOBAL."""
 COMPAT_L3_DISALLOWED: Final = 0xFFF << 52 | TABLE_DISALLOWED

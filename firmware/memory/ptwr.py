@@ -1,17 +1,18 @@
-"""Emulation of a guest kernel's direct stores to its L1 tables, which it maps read-only (Xen: pv/ro-page-fault.c).
+"""Emulation of a guest kernel's direct stores to its L1 tables, which it maps read-only (Xen: pv/ro-page-
+fault.c).
 
 No decoder is needed. The faulting instruction runs once more, alone (single step), with the table's page
-mapped to a writable copy of the table. The debug trap after it shows the copy; the one word that may differ goes
-through the same check as any other update. What is refused is undone: the registers go back to the fault, and the guest
-gets its page fault.
+mapped to a writable copy of the table. The debug trap after it shows the copy; the one word that may differ
+goes through the same check as any other update. What is refused is undone: the registers go back to the
+fault, and the guest gets its page fault.
 
-The guest must have asked for it with the writable_pagetables assist; without it an unprivileged guest's store faults.
+The guest must have asked for it with the writable_pagetables assist; without it an unprivileged guest's store
+faults.
 """
 
 from __future__ import annotations
 
 from typing import Final
-
 
 from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED
 from firmware.memory.owner import VCpu
@@ -61,12 +62,16 @@ class Ptwr:
         self.refused = 0
 
     def begin(self, vcpu: VCpu, va: int, error: int) -> bool:
-        """A page fault of the running vCPU: whether it is a store to an L1 table, and its instruction now runs alone.
+        """A page fault of the running vCPU: whether it is a store to an L1 table, and its instruction now
+        runs alone.
 
         On True the handler returns to the guest; the next trap is vector 1, and belongs to `finish`.
         """
-        if error & FAULT_BITS != FAULT_PRESENT | FAULT_WRITE or not vcpu.in_kernel \
-                or not vcpu.domain.vm_assist & ASSIST:
+        if (
+            error & FAULT_BITS != FAULT_PRESENT | FAULT_WRITE
+            or not vcpu.in_kernel
+            or not vcpu.domain.vm_assist & ASSIST
+        ):
             return False
         core = vcpu.core
         if self._stores[core.index] is not None:
@@ -87,9 +92,9 @@ class Ptwr:
         return store is not None and store.vcpu is vcpu
 
     def finish(self, vcpu: VCpu) -> bool:
-        """The debug trap after the store. True: done as the guest wanted. False: refused, and the registers are those
-        at the fault; the caller injects the page fault. A guest that single-steps itself has its TF back in EFLAGS,
-        and gets the debug trap too when True is returned.
+        """The debug trap after the store. True: done as the guest wanted. False: refused, and the registers
+        are those at the fault; the caller injects the page fault. A guest that single-steps itself has its TF
+        back in EFLAGS, and gets the debug trap too when True is returned.
         """
         store = self._end(vcpu)
         if store is None:
@@ -102,8 +107,8 @@ class Ptwr:
         return False
 
     def cancel(self, vcpu: VCpu) -> None:
-        """Something else happened before the store: another fault, the end of the time slice. Nothing was changed;
-        the guest will fault on the store again.
+        """Something else happened before the store: another fault, the end of the time slice. Nothing was
+        changed; the guest will fault on the store again.
         """
         self._end(vcpu)
 
@@ -135,7 +140,9 @@ class Ptwr:
         if self._table_behind(vcpu, va) != table:
             return False
         words = self._words
-        changed = (words[scratch << 9:(scratch + 1) << 9] != words[table << 9:(table + 1) << 9]).nonzero()[0]
+        changed = (
+            words[scratch << 9 : (scratch + 1) << 9] != words[table << 9 : (table + 1) << 9]
+        ).nonzero()[0]
         if not len(changed):
             return True
         slot = va >> 3 & 511
@@ -155,6 +162,6 @@ class Ptwr:
 
 def _aligned(difference: int, offset: int) -> bool:
     """Whether a naturally aligned store at byte `offset` of a word can have made this difference to it."""
-    return any(not offset % size and not difference & ~(((1 << size * 8) - 1) << offset * 8) for size in STORE_SIZES)
-
-
+    return any(
+        not offset % size and not difference & ~(((1 << size * 8) - 1) << offset * 8) for size in STORE_SIZES
+    )

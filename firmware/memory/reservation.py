@@ -1,4 +1,5 @@
-"""memory_op: a domain's reservation, as an unprivileged PV guest sees it (Xen 4.17 common/memory.c, x86/mm.c).
+"""memory_op: a domain's reservation, as an unprivileged PV guest sees it (Xen 4.17 common/memory.c,
+x86/mm.c).
 
 Increase, decrease, populate and exchange report how many extents they did rather than an error. Long requests
 are restarted with the number done in the upper bits of the command.
@@ -40,7 +41,9 @@ class _Extents:
 
     __slots__ = ("below", "count", "domain", "done", "order", "start", "width")
 
-    def __init__(self, domain: Domain, start: int, count: int, order: int, done: int, below: int, width: int) -> None:
+    def __init__(
+        self, domain: Domain, start: int, count: int, order: int, done: int, below: int, width: int
+    ) -> None:
         self.domain = domain
         self.start = start
         self.count = count
@@ -137,6 +140,7 @@ class Reservation:
 
     def _adjust(self, work: Callable[[VCpu, _Extents], bool]) -> Callable[[VCpu, int, int], int]:
         """The common frame of the three: check, work, restart when `work` says there is more to do."""
+
         def handler(vcpu: VCpu, arg: int, done: int) -> int:
             try:
                 request = self._read(vcpu, abi.xen_memory_reservation, arg)
@@ -150,9 +154,18 @@ class Reservation:
             if below is None or request.extent_order > MAX_ORDER:
                 return done
             width = 4 if vcpu.domain.pv32 else 8
-            extents = _Extents(vcpu.domain, request.extent_start, request.nr_extents, request.extent_order, done,
-                               below, width)
-            if request.extent_start and not vcpu.space.allowed(extents.address(done), (extents.count - done) * width):
+            extents = _Extents(
+                vcpu.domain,
+                request.extent_start,
+                request.nr_extents,
+                request.extent_order,
+                done,
+                below,
+                width,
+            )
+            if request.extent_start and not vcpu.space.allowed(
+                extents.address(done), (extents.count - done) * width
+            ):
                 return done
             more = work(vcpu, extents)
             if more:
@@ -160,6 +173,7 @@ class Reservation:
                 vcpu.restart(extents.done << COMMAND_BITS | command, arg)
                 return CONTINUE
             return extents.done
+
         return handler
 
     def _frame_limit(self, mem_flags: int) -> int | None:
@@ -268,22 +282,27 @@ class Reservation:
 
     @staticmethod
     def _store_exchanged(vcpu: VCpu, variant: Any, arg: int, exchanged: int) -> None:
-        vcpu.space.write(arg + variant.offset["nr_exchanged"],
-                         exchanged.to_bytes(variant.sizes["nr_exchanged"], "little"))
+        vcpu.space.write(
+            arg + variant.offset["nr_exchanged"], exchanged.to_bytes(variant.sizes["nr_exchanged"], "little")
+        )
 
     def _exchange_check(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> int | None:
         if max(source.extent_order, target.extent_order) > MAX_ORDER:
             return -EPERM
-        if exchanged > source.nr_extents or source.domid != target.domid \
-                or WORD >> source.extent_order < source.nr_extents \
-                or WORD >> target.extent_order < target.nr_extents \
-                or source.nr_extents << source.extent_order != target.nr_extents << target.extent_order:
+        if (
+            exchanged > source.nr_extents
+            or source.domid != target.domid
+            or WORD >> source.extent_order < source.nr_extents
+            or WORD >> target.extent_order < target.nr_extents
+            or source.nr_extents << source.extent_order != target.nr_extents << target.extent_order
+        ):
             return -EINVAL
         if exchanged == source.nr_extents:
             return None
         width = 4 if vcpu.domain.pv32 else 8
-        if not vcpu.space.allowed(source.extent_start, source.nr_extents * width) \
-                or not vcpu.space.allowed(target.extent_start, target.nr_extents * width):
+        if not vcpu.space.allowed(source.extent_start, source.nr_extents * width) or not vcpu.space.allowed(
+            target.extent_start, target.nr_extents * width
+        ):
             return -EFAULT
         if self._frame_limit(target.mem_flags & ~0xFF) is None:
             return -EINVAL
@@ -293,7 +312,9 @@ class Reservation:
         return None if domain is vcpu.domain else -EPERM
 
     def _exchange_chunks(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> tuple[int, int]:
-        """The chunks from `exchanged` on: (0 or a negative errno, extents exchanged); 1 when there is more to do."""
+        """The chunks from `exchanged` on: (0 or a negative errno, extents exchanged); 1 when there is more
+        to do.
+        """
         in_chunk = max(target.extent_order - source.extent_order, 0)
         out_chunk = max(source.extent_order - target.extent_order, 0)
         bits = abi.XENMEMF_get_address_bits(target.mem_flags)
@@ -308,8 +329,9 @@ class Reservation:
                 return rc, chunk << in_chunk
         return 0, source.nr_extents
 
-    def _exchange_chunk(self, vcpu: VCpu, source: Any, target: Any, chunk: int, orders: tuple[int, int],
-                        below: int) -> int:
+    def _exchange_chunk(
+        self, vcpu: VCpu, source: Any, target: Any, chunk: int, orders: tuple[int, int], below: int
+    ) -> int:
         owner, space, types, heap = vcpu.domain.memory, vcpu.space, self._types, self._heap
         width = 4 if vcpu.domain.pv32 else 8
         in_chunk, out_chunk = orders
@@ -367,6 +389,7 @@ class Reservation:
                 return -EINVAL
             domid = self._read(vcpu, abi.xen_memory_domain, arg).domid
             return value(self._target(vcpu, domid).memory)
+
         return handler
 
     def _nothing_shared(self, vcpu: VCpu, arg: int, done: int) -> int:
@@ -377,8 +400,11 @@ class Reservation:
     def _machphys_mapping(self, vcpu: VCpu, arg: int, done: int) -> int:
         variant = self._variant(vcpu, abi.xen_machphys_mapping)
         if vcpu.domain.pv32:
-            fields = {"v_start": COMPAT_M2P_START, "v_end": COMPAT_M2P_END,
-                      "max_mfn": (COMPAT_M2P_END - COMPAT_M2P_START) // 4 - 1}
+            fields = {
+                "v_start": COMPAT_M2P_START,
+                "v_end": COMPAT_M2P_END,
+                "max_mfn": (COMPAT_M2P_END - COMPAT_M2P_START) // 4 - 1,
+            }
         else:
             fields = {"v_start": M2P_START, "v_end": M2P_END, "max_mfn": (M2P_END - M2P_START) // 8 - 1}
         vcpu.space.write(arg, variant.pack(**fields))
@@ -398,8 +424,9 @@ class Reservation:
         count = min(request.max_extents, superpages)
         width = 4 if vcpu.domain.pv32 else 8
         for index in range(count):
-            vcpu.space.write(request.extent_start + index * width,
-                             ((base >> 12) + index * 512).to_bytes(width, "little"))
+            vcpu.space.write(
+                request.extent_start + index * width, ((base >> 12) + index * 512).to_bytes(width, "little")
+            )
         vcpu.space.write(arg + variant.offset["nr_extents"], count.to_bytes(4, "little"))
         return 0
 
@@ -412,7 +439,7 @@ class Reservation:
         variant = self._variant(vcpu, abi.xen_memory_map)
         request = vcpu.space.unpack(arg, variant)
         entry = self._variant(vcpu, abi.e820entry)
-        entries = self._map_of(vcpu.domain)[:request.nr_entries]
+        entries = self._map_of(vcpu.domain)[: request.nr_entries]
         data = b"".join(entry.pack(addr=addr, size=size, type=kind) for addr, size, kind in entries)
         vcpu.space.write(request.buffer, data)
         vcpu.space.write(arg + variant.offset["nr_entries"], len(entries).to_bytes(4, "little"))

@@ -1,4 +1,4 @@
-"""Segment descriptors a guest may have in its GDT or LDT (Xen: check_descriptor in pv/descriptor-tables.c)."""
+"""Segment descriptors a guest may have in GDT or LDT (Xen: check_descriptor in pv/descriptor-tables.c)."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def checked(descriptor: int, pv32: bool) -> int | None:
 
 def gate_selector_allowed(selector: int, pv32: bool) -> bool:
     """Whether a guest's gate may name this code segment (guest_gate_selector_okay)."""
-    return (selector >> 3 < FIRST_RESERVED_ENTRY
-            or selector == (COMPAT_KERNEL_CS if pv32 else KERNEL_CS)
-            or bool(selector & 4))
+    return (
+        selector >> 3 < FIRST_RESERVED_ENTRY
+        or selector == (COMPAT_KERNEL_CS if pv32 else KERNEL_CS)
+        or bool(selector & 4)
+    )
 
 
 def _compat_segment(descriptor: int) -> int | None:

@@ -1,8 +1,8 @@
 """TLB shootdown: which cores may still hold a translation, and making sure none does.
 
-As in Xen's `flushtlb.c` a global clock counts full flushes. A core remembers the clock of its last full flush; a frame
-is stamped with the clock when its last type reference goes. A core whose last full flush is younger than a
-frame's stamp cannot hold an old translation of it and is left alone.
+As in Xen's `flushtlb.c` a global clock counts full flushes. A core remembers the clock of its last full
+flush; a frame is stamped with the clock when its last type reference goes. A core whose last full flush is
+younger than a frame's stamp cannot hold an old translation of it and is left alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Shootdown:
         self.filtered = 0
 
     def enter(self, core: Core, owner: MemoryOwner) -> None:
-        """A vCPU of `owner` is about to run on `core`: from now on the core may hold the owner's translations."""
+        """A vCPU of `owner` is about to run on `core`: from now on the core may hold the owner's
+        translations.
+        """
         running = self._running[core.index]
         if not running or running[-1] is not owner:
             if owner in running:
@@ -81,7 +83,9 @@ class Shootdown:
             self.page_flushes += 1
 
     def older(self, owner: MemoryOwner, stamp: int) -> None:
-        """Before a frame with `stamp` changes its type: flush the owner's cores that were not flushed since."""
+        """Before a frame with `stamp` changes its type: flush the owner's cores that were not flushed
+        since.
+        """
         flushed = self.flushed
         for core in tuple(owner.cores):
             if flushed[core.index] <= stamp:

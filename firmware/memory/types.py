@@ -1,8 +1,9 @@
 """Page types: what a frame may be used for, and how often it is used so.
 
-A frame has one type at a time and changes it only while nobody uses it (type count 0). Becoming a page table or a
-descriptor table means being checked entry by entry. A change of type follows one order: take the reference, flush
-every core that may hold an old translation, then look at the contents (the reverse was XSA-401).
+A frame has one type at a time and changes it only while nobody uses it (type count 0). Becoming a page table
+or a descriptor table means being checked entry by entry. A change of type follows one order: take the
+reference, flush every core that may hold an old translation, then look at the contents (the reverse was
+XSA-401).
 
 Functions that can fail return 0 or a negative errno, as Xen's in `mm.c` do.
 """
@@ -49,11 +50,28 @@ RELEASE_STEP: Final = 1 << 16
 class PageTypes:
     """References and type references to frames: get and put, promotion and demotion."""
 
-    __slots__ = ("_by_tag", "counts", "frames", "heap", "memory", "owners", "shootdown", "slots", "stamps", "types",
-                 "validator")
+    __slots__ = (
+        "_by_tag",
+        "counts",
+        "frames",
+        "heap",
+        "memory",
+        "owners",
+        "shootdown",
+        "slots",
+        "stamps",
+        "types",
+        "validator",
+    )
 
-    def __init__(self, memory: MachineMemory, frames: FrameTable, heap: FrameHeap, shootdown: Shootdown,
-                 slots: XenSlots) -> None:
+    def __init__(
+        self,
+        memory: MachineMemory,
+        frames: FrameTable,
+        heap: FrameHeap,
+        shootdown: Shootdown,
+        slots: XenSlots,
+    ) -> None:
         self.memory = memory
         self.frames = frames
         self.heap = heap
@@ -141,7 +159,9 @@ class PageTypes:
     # Type references
 
     def get_type(self, mfn: int, kind: int) -> int:
-        """Take a type reference; `kind` is a type, for an L2 table perhaps with PAE_XEN_L2. 0 or a negative errno."""
+        """Take a type reference; `kind` is a type, for an L2 table perhaps with PAE_XEN_L2. 0 or a negative
+        errno.
+        """
         word = self.types[mfn]
         if word < ONE:
             return self._first(mfn, word, kind)
@@ -164,7 +184,7 @@ class PageTypes:
                 self.shootdown.older(owner, self.stamps[mfn])
         if word & VALIDATED:
             return 0
-        if kind == WRITABLE or kind == SHARED:
+        if kind in (WRITABLE, SHARED):
             types[mfn] |= VALIDATED
             return 0
         failure = self.validator.promote(mfn, kind)
@@ -211,7 +231,8 @@ class PageTypes:
     # L1 entries
 
     def get_page_from_l1(self, entry: int, owner: MemoryOwner, pages: MemoryOwner | None) -> int:
-        """Take what the present L1 entry of a table of `owner` refers to; 0 or a negative errno (get_page_from_l1e).
+        """Take what the present L1 entry of a table of `owner` refers to; 0 or a negative errno
+        (get_page_from_l1e).
 
         `pages` is whose frames may be mapped; None stands for DOMID_IO, device memory.
         """
@@ -285,10 +306,11 @@ class PageTypes:
         return self.pin(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
 
     def release_all(self, owner: MemoryOwner) -> bool:
-        """Take everything from a dead domain, whose vCPUs run nowhere and hold no root any more, a step at a time.
+        """Take everything from a dead domain, whose vCPUs run nowhere and hold no root any more, a step at a
+        time.
 
-        Pins go first, then the domain's own references. True while there is more to do. What other domains still have
-        mapped (grants) stays until they let go of it, and then returns to the heap by itself.
+        Pins go first, then the domain's own references. True while there is more to do. What other domains
+        still have mapped (grants) stays until they let go of it, and then returns to the heap by itself.
         """
         owner.dying = True
         frames = self.frames
@@ -307,6 +329,7 @@ class PageTypes:
     def describe(self, mfn: int) -> str:
         """One frame's state, for reports."""
         word, count = self.types[mfn], self.counts[mfn]
-        return (f"frame {mfn:#x}: owner {self.frames.owner_of(mfn)}, references {count >> COUNT_SHIFT}, "
-                f"type {word & TYPE_MASK} x {word >> COUNT_SHIFT}, flags {word & 0xF8:#x}")
-
+        return (
+            f"frame {mfn:#x}: owner {self.frames.owner_of(mfn)}, references {count >> COUNT_SHIFT}, "
+            f"type {word & TYPE_MASK} x {word >> COUNT_SHIFT}, flags {word & 0xF8:#x}"
+        )

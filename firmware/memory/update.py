@@ -1,7 +1,7 @@
 """One entry of a validated page table gets a new value (mod_l1_entry to mod_l4_entry).
 
-The new value's references are taken before it is stored, the old value's dropped after. Functions return 0 or a
-negative errno and change nothing on failure.
+The new value's references are taken before it is stored, the old value's dropped after. Functions return 0 or
+a negative errno and change nothing on failure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class EntryUpdate:
         self._q = types.memory.q
         self._validator = types.validator
 
-    def l1(self, at: int, new: int, tables: MemoryOwner, pages: MemoryOwner | None, preserve: bool = False) -> int:
+    def l1(
+        self, at: int, new: int, tables: MemoryOwner, pages: MemoryOwner | None, preserve: bool = False
+    ) -> int:
         """Set the L1 entry at machine address `at`, in a table of `tables`, to map a frame of `pages`."""
         old = self._q[at >> 3]
         if new & PRESENT:

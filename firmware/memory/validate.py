@@ -1,7 +1,7 @@
 """Promotion and demotion of whole tables: every entry checked and its references taken, or dropped.
 
-The usual L1 table is done in bulk with numpy; whenever anything in it is out of the ordinary, the entries are gone
-through one by one in order, so that errors and what was changed before them are Xen's.
+The usual L1 table is done in bulk with numpy; whenever anything in it is out of the ordinary, the entries are
+gone through one by one in order, so that errors and what was changed before them are Xen's.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Validator:
         }
 
     def promote(self, mfn: int, kind: int) -> int:
-        """Check frame `mfn` for its new type and take all its references; 0, or a negative errno and none taken."""
+        """Check frame `mfn` for its new type and take all its references; 0, or a negative errno and none
+        taken.
+        """
         owner = self._types.owner_of(mfn)
         if owner is None:
             return -EINVAL
@@ -110,14 +112,16 @@ class Validator:
 
     def _promote_l1(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         start = mfn << 9
-        table = self._words[start:start + ENTRIES]
+        table = self._words[start : start + ENTRIES]
         slots = (table & _PRESENT).nonzero()[0]
         if len(slots) > BULK and self._bulk_l1(mfn, owner, table, slots):
             return 0
         return self._promote_l1_each(mfn, owner, slots.tolist())
 
     def _bulk_l1(self, mfn: int, owner: MemoryOwner, table: np.ndarray, slots: np.ndarray) -> bool:
-        """Take all references of an ordinary table at once; False, and nothing done, when it is not ordinary."""
+        """Take all references of an ordinary table at once; False, and nothing done, when it is not
+        ordinary.
+        """
         frames = self._frames
         entries = table[slots]
         if int(np.bitwise_or.reduce(entries)) & L1_DISALLOWED:
@@ -176,7 +180,7 @@ class Validator:
 
     def _demote_l1(self, mfn: int, owner: MemoryOwner, word: int) -> None:
         start = mfn << 9
-        table = self._words[start:start + ENTRIES]
+        table = self._words[start : start + ENTRIES]
         slots = (table & _PRESENT).nonzero()[0]
         entries = table[slots]
         if len(slots) > BULK and self._bulk_drop(entries):
@@ -186,7 +190,7 @@ class Validator:
             put(entry)
 
     def _bulk_drop(self, entries: np.ndarray) -> bool:
-        """Drop the references of L1 entries at once; False, and nothing done, when that would free a frame."""
+        """Drop the references of L1 entries at once; False and nothing done when that would free a frame."""
         frames = self._frames
         counts, types = frames.count_array, frames.type_array
         targets = ((entries & _ADDRESS) >> _PAGE_SHIFT).view(np.int64)
@@ -218,8 +222,11 @@ class Validator:
             if not failure:
                 return 0
             types.put_page(target)
-        if failure == -EINVAL and not (level == L3_TABLE and owner.pv32) \
-                and self._get_linear(entry, target, mfn, owner, level):
+        if (
+            failure == -EINVAL
+            and not (level == L3_TABLE and owner.pv32)
+            and self._get_linear(entry, target, mfn, owner, level)
+        ):
             return 0
         return failure
 
@@ -239,8 +246,11 @@ class Validator:
             return False
         linear = self._frames.linear
         entries, uses = linear.get(mfn, 0), linear.get(target, 0)
-        if not 0 <= entries < LINEAR_LIMIT or not -LINEAR_LIMIT < uses <= 0 \
-                or types.types[target] & VALID_MASK != level | VALIDATED:
+        if (
+            not 0 <= entries < LINEAR_LIMIT
+            or not -LINEAR_LIMIT < uses <= 0
+            or types.types[target] & VALID_MASK != level | VALIDATED
+        ):
             types.put_page(target)
             return False
         linear[mfn] = entries + 1
@@ -280,7 +290,9 @@ class Validator:
         return failure
 
     def _take_last_l2(self, mfn: int, owner: MemoryOwner) -> int:
-        """A PAE root's slot 3: an L2 table with Xen's entries, used by this root only (pae_xen_mappings_check)."""
+        """A PAE root's slot 3: an L2 table with Xen's entries, used by this root only
+        (pae_xen_mappings_check).
+        """
         entry = self._q[(mfn << 9) + 3]
         if not entry & PRESENT or entry & COMPAT_L3_DISALLOWED:
             return -EINVAL
@@ -350,7 +362,7 @@ class Validator:
 
     def _present(self, mfn: int, limit: int) -> list[int]:
         start = mfn << 9
-        slots: list[int] = (self._words[start:start + limit] & _PRESENT).nonzero()[0].tolist()
+        slots: list[int] = (self._words[start : start + limit] & _PRESENT).nonzero()[0].tolist()
         return slots
 
     # Descriptor tables
@@ -358,7 +370,7 @@ class Validator:
     def _promote_descriptors(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         """Check all 512 descriptors, fixing them up as `update_descriptor` would (validate_segdesc_page)."""
         start = mfn << 9
-        table = self._words[start:start + ENTRIES]
+        table = self._words[start : start + ENTRIES]
         for slot in table.nonzero()[0].tolist():
             value = self._q[start + slot]
             fixed = checked(value, owner.pv32)

@@ -1,7 +1,8 @@
-"""Xen's own slots in every root: what a guest's L4 table holds in entries 256 to 271, and a PAE guest's last L2.
+"""Xen's own slots in every root: what a guest's L4 table holds in entries 256 to 271, and a PAE guest's last
+L2.
 
-Slot 256 is the read-only machine-to-phys table in 2 MiB pages, slot 260 the per-domain area. The other Xen slots are
-empty here: Xen's own memory is not mapped in this machine.
+Slot 256 is the read-only machine-to-phys table in 2 MiB pages, slot 260 the per-domain area. The other Xen
+slots are empty here: Xen's own memory is not mapped in this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ LAST_XEN_SLOT: Final = 271
 M2P_SLOT: Final = 256
 PERDOMAIN_SLOT: Final = 260
 COMPAT_START: Final = 0xF580_0000
-"""HYPERVISOR_COMPAT_VIRT_START: where Xen's part of a 32-bit guest's address space begins (arch-x86/xen-x86_32.h)."""
+"""HYPERVISOR_COMPAT_VIRT_START: where Xen's part of a 32-bit guest's address space begins
+(arch-x86/xen-x86_32.h).
+"""
 COMPAT_FIRST_XEN_SLOT: Final = (COMPAT_START >> 21) & 511
 """The first entry of a PAE_XEN_L2 table that is Xen's."""
 VMASST_M2P_STRICT: Final = 1 << 32
@@ -44,7 +47,8 @@ class XenSlots:
             memory.store64(l2 + slot * 8, m2p.base + page * SUPERPAGE | flags | PSE | DIRTY)
         self.m2p_entry = l3 | flags
         self.compat_entries = tuple(
-            m2p.compat_base + page * SUPERPAGE | flags | PSE | DIRTY for page in range(m2p.compat_superpages))
+            m2p.compat_base + page * SUPERPAGE | flags | PSE | DIRTY for page in range(m2p.compat_superpages)
+        )
 
     def fill_root(self, l4: int, owner: MemoryOwner, *, read_only_m2p: bool) -> None:
         """Write all of Xen's slots into the L4 table at machine address `l4` (init_xen_l4_slots)."""
@@ -52,7 +56,7 @@ class XenSlots:
         if read_only_m2p:
             entries[0:8] = self.m2p_entry.to_bytes(8, "little")
         at = (PERDOMAIN_SLOT - FIRST_XEN_SLOT) * 8
-        entries[at:at + 8] = owner.perdomain_entry.to_bytes(8, "little")
+        entries[at : at + 8] = owner.perdomain_entry.to_bytes(8, "little")
         self._memory.write(l4 + FIRST_XEN_SLOT * 8, bytes(entries))
 
     def show_m2p(self, l4: int) -> None:
@@ -65,11 +69,13 @@ class XenSlots:
         self._memory.store64(l4 + M2P_SLOT * 8, 0)
 
     def fill_compat(self, l2: int, owner: MemoryOwner) -> None:
-        """Write Xen's entries into a 32-bit guest's last L2 table at machine address `l2` (init_xen_pae_l2_slots)."""
+        """Write Xen's entries into a 32-bit guest's last L2 table at machine address `l2`
+        (init_xen_pae_l2_slots).
+        """
         entries = bytearray((512 - COMPAT_FIRST_XEN_SLOT) * 8)
         for index, entry in enumerate(self.compat_entries):
-            entries[index * 8:index * 8 + 8] = entry.to_bytes(8, "little")
+            entries[index * 8 : index * 8 + 8] = entry.to_bytes(8, "little")
         for slot, entry in owner.compat_entries:
             at = (slot - COMPAT_FIRST_XEN_SLOT) * 8
-            entries[at:at + 8] = entry.to_bytes(8, "little")
+            entries[at : at + 8] = entry.to_bytes(8, "little")
         self._memory.write(l2 + COMPAT_FIRST_XEN_SLOT * 8, bytes(entries))

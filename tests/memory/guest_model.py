@@ -1,4 +1,6 @@
-"""What a guest can do to its memory, as single calls: the operations of the stateful test and of the unit tests."""
+"""What a guest can do to its memory, as single calls: the operations of the stateful test and of the unit
+tests.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from tests.memory.reference import Ledger
 from tests.memory.world import ARGUMENTS, PlainVCpu, World
 
 SELF = 0x7FF0
-PIN_LEVEL = {xen.MMUEXT_PIN_L1_TABLE: 1, xen.MMUEXT_PIN_L2_TABLE: 2, xen.MMUEXT_PIN_L3_TABLE: 3, xen.MMUEXT_PIN_L4_TABLE: 4}
+PIN_LEVEL = {
+    xen.MMUEXT_PIN_L1_TABLE: 1,
+    xen.MMUEXT_PIN_L2_TABLE: 2,
+    xen.MMUEXT_PIN_L3_TABLE: 3,
+    xen.MMUEXT_PIN_L4_TABLE: 4,
+}
 
 
 def map_l1(vcpu: PlainVCpu, world: World, va: int) -> tuple[int, bool] | None:
@@ -71,12 +78,16 @@ class Guest:
     def set_gdt(self, frames: list[int], entries: int) -> int:
         form = f"<{len(frames)}{'I' if self.pv32 else 'Q'}"
         word = 0xFFFF_FFFF if self.pv32 else (1 << 64) - 1
-        return self.world.call(self.vcpu, "set_gdt", self.pass_bytes(pack(form, *(mfn & word for mfn in frames))), entries)
+        return self.world.call(
+            self.vcpu, "set_gdt", self.pass_bytes(pack(form, *(mfn & word for mfn in frames))), entries
+        )
 
     def reservation(self, command: int, frames: list[int], order: int = 0, domid: int = SELF) -> int:
         variant = mem.xen_memory_reservation.w32 if self.pv32 else mem.xen_memory_reservation.w64
         extents = self.pass_bytes(pack(f"<{len(frames)}{'I' if self.pv32 else 'Q'}", *frames), 0x100)
-        at = self.pass_bytes(variant.pack(extent_start=extents, nr_extents=len(frames), extent_order=order, domid=domid))
+        at = self.pass_bytes(
+            variant.pack(extent_start=extents, nr_extents=len(frames), extent_order=order, domid=domid)
+        )
         return self.world.call(self.vcpu, "memory_op", command, at)
 
     def extent(self, index: int) -> int:
@@ -89,9 +100,22 @@ class Guest:
         form = "Q" if wide else "I"
         source = self.pass_bytes(pack(f"<{len(frames)}{form}", *frames), 0x100)
         target = self.pass_bytes(pack(f"<{len(pfns)}{form}", *pfns), 0x800)
-        at = self.pass_bytes(variant.pack(
-            in_={"extent_start": source, "nr_extents": len(frames), "extent_order": in_order, "domid": SELF},
-            out={"extent_start": target, "nr_extents": len(pfns), "extent_order": out_order, "domid": SELF}))
+        at = self.pass_bytes(
+            variant.pack(
+                in_={
+                    "extent_start": source,
+                    "nr_extents": len(frames),
+                    "extent_order": in_order,
+                    "domid": SELF,
+                },
+                out={
+                    "extent_start": target,
+                    "nr_extents": len(pfns),
+                    "extent_order": out_order,
+                    "domid": SELF,
+                },
+            )
+        )
         return self.world.call(self.vcpu, "memory_op", mem.XENMEM_exchange, at)
 
     def grant(self, ref: int, domid: int, mfn: int, flags: int) -> None:
@@ -109,13 +133,24 @@ class Guest:
         return {**answer, "result": result}
 
     def map_grant(self, domid: int, ref: int, flags: int, address: int) -> tuple[int, int]:
-        answer = self.grant_op(gnt.GNTTABOP_map_grant_ref, gnt.gnttab_map_grant_ref, host_addr=address, flags=flags,
-                               ref=ref, dom=domid)
+        answer = self.grant_op(
+            gnt.GNTTABOP_map_grant_ref,
+            gnt.gnttab_map_grant_ref,
+            host_addr=address,
+            flags=flags,
+            ref=ref,
+            dom=domid,
+        )
         return answer["status"], answer["handle"]
 
     def unmap_grant(self, handle: int, address: int, bus: int = 0) -> int:
-        return self.grant_op(gnt.GNTTABOP_unmap_grant_ref, gnt.gnttab_unmap_grant_ref, host_addr=address,
-                             dev_bus_addr=bus, handle=handle)["status"]
+        return self.grant_op(
+            gnt.GNTTABOP_unmap_grant_ref,
+            gnt.gnttab_unmap_grant_ref,
+            host_addr=address,
+            dev_bus_addr=bus,
+            handle=handle,
+        )["status"]
 
     def touch(self, va: int, write: bool) -> bool:
         """Access memory as the processor does: walk, fill the TLB."""
@@ -139,7 +174,9 @@ class Guest:
         return True
 
     def store_to_table(self, va: int, word: int, size: int = 8) -> bool | None:
-        """A store to a read-only table, as the page-fault path runs it; None when it is not one it emulates."""
+        """A store to a read-only table, as the page-fault path runs it; None when it is not one it
+        emulates.
+        """
         ptwr, core = self.world.ptwr, self.vcpu.core
         if not ptwr.begin(self.vcpu, va, 3):
             return None

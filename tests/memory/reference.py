@@ -1,7 +1,8 @@
 """The reference model: what every count must be, recounted from the page tables, one entry at a time.
 
 Nothing here looks at the model's counts. It starts from what holds references by itself (pins, vCPUs' roots,
-descriptor tables, grants' device mappings, Xen's shares, the owner's own references) and follows the tables down.
+descriptor tables, grants' device mappings, Xen's shares, the owner's own references) and follows the tables
+down.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def recount(world: World, ledger: Ledger) -> Recount:
         for mfn in world.frames.owned_by(domain.id):
             if flags[mfn] & ALLOCATED:
                 result.references[mfn] += 1
-                if flags[mfn] & XEN_HEAP:
-                    result.types.setdefault(mfn, Counter())[WRITABLE] += 1
+            if flags[mfn] & XEN_HEAP:
+                result.types.setdefault(mfn, Counter())[WRITABLE] += 1
     for mfn, level in ledger.pins.items():
         _table(world, result, mfn, level)
     for domain in world.domains.values():
@@ -88,7 +89,7 @@ def _table(world: World, result: Recount, mfn: int, level: int) -> None:
     slots = 4 if domain.pv32 and level == 3 else 512
     if domain.pv32 and level == 2 and is_xen_l2(world, result, mfn):
         slots = COMPAT_FIRST_XEN_SLOT
-    for slot, entry in enumerate(world.memory.words[mfn << 9:(mfn << 9) + slots].tolist()):
+    for slot, entry in enumerate(world.memory.words[mfn << 9 : (mfn << 9) + slots].tolist()):
         if not entry & PRESENT or (level == 4 and slot in XEN_SLOTS):
             continue
         target = (entry & ADDRESS) >> 12
@@ -99,14 +100,18 @@ def _table(world: World, result: Recount, mfn: int, level: int) -> None:
 
 
 def is_linear(world: World, result: Recount, target: int, level: int) -> bool:
-    """Whether an entry of a level's table names a table of the same level (which has its own references elsewhere)."""
+    """Whether an entry of a level's table names a table of the same level (which has its own references
+    elsewhere).
+    """
     known = result.tables.get(target)
     return known == level if known is not None else world.frames.type_of(target) == level
 
 
 def is_xen_l2(world: World, result: Recount, mfn: int) -> bool:
     """Whether a PAE L2 table sits in slot 3 of some root met so far."""
-    return any(level == 3 and (world.entry(root, 3) & ADDRESS) >> 12 == mfn for root, level in result.tables.items())
+    return any(
+        level == 3 and (world.entry(root, 3) & ADDRESS) >> 12 == mfn for root, level in result.tables.items()
+    )
 
 
 def check(world: World, ledger: Ledger) -> None:
@@ -124,7 +129,9 @@ def _check_counts(world: World, result: Recount) -> None:
     assert result.tables.keys() <= owned
     for mfn in owned:
         where = world.types.describe(mfn)
-        assert frames.references(mfn) == result.references[mfn], f"{where}: {result.references[mfn]} references counted"
+        assert frames.references(mfn) == result.references[mfn], (
+            f"{where}: {result.references[mfn]} references counted"
+        )
         kinds = result.types.get(mfn, Counter())
         assert len(kinds) <= 1, f"{where}: used as {dict(kinds)}"
         assert frames.type_count(mfn) == kinds.total(), f"{where}: {dict(kinds)} counted"
@@ -135,8 +142,11 @@ def _check_counts(world: World, result: Recount) -> None:
 def _granted(world: World) -> set[tuple[int, int, bool]]:
     """(domain, frame, may write) of every host mapping of a grant."""
     return {
-        (domain.id, world.grants.table(world.domains[mapping.domid].memory).active[mapping.ref].mfn,
-         not mapping.flags & GNTMAP_readonly)
+        (
+            domain.id,
+            world.grants.table(world.domains[mapping.domid].memory).active[mapping.ref].mfn,
+            not mapping.flags & GNTMAP_readonly,
+        )
         for domain in world.domains.values()
         for mapping in world.grants.table(domain.memory).mappings
         if mapping is not None and mapping.flags & GNTMAP_host_map
@@ -144,7 +154,9 @@ def _granted(world: World) -> set[tuple[int, int, bool]]:
 
 
 def _check_mappings(world: World, result: Recount) -> None:
-    """Writable means: an ordinary frame of one's own, or one granted for writing. Xen's slots hold what Xen put there."""
+    """Writable means: an ordinary frame of one's own, or one granted for writing. Xen's slots hold what Xen
+    put there.
+    """
     frames = world.frames
     granted = _granted(world)
     for mfn, level in result.tables.items():
@@ -155,14 +167,17 @@ def _check_mappings(world: World, result: Recount) -> None:
             slots = [world.entry(mfn, slot) for slot in XEN_SLOTS]
             assert slots[0] in {0, world.slots.m2p_entry}
             assert slots[4] == domain.memory.perdomain_entry
-            assert not any(slots[1:4]) and not any(slots[5:])
+            assert not any(slots[1:4])
+            assert not any(slots[5:])
         if level != 1:
             continue
-        for entry in world.memory.words[mfn << 9:(mfn + 1) << 9].tolist():
+        for entry in world.memory.words[mfn << 9 : (mfn + 1) << 9].tolist():
             if entry & PRESENT:
                 target = (entry & ADDRESS) >> 12
                 mine = frames.owner_of(target) == owner
-                assert mine or (owner, target, bool(entry & RW)) in granted or (owner, target, True) in granted
+                assert (
+                    mine or (owner, target, bool(entry & RW)) in granted or (owner, target, True) in granted
+                )
                 if entry & RW:
                     assert frames.type_of(target) == WRITABLE
                     assert target not in result.tables
@@ -180,7 +195,9 @@ def _check_frames(world: World) -> None:
 
 
 def _check_tlbs(world: World) -> None:
-    """A translation may be stale, but it never lets a guest write a table, or see a frame that became another's."""
+    """A translation may be stale, but it never lets a guest write a table, or see a frame that became
+    another's.
+    """
     frames = world.frames
     granted = _granted(world)
     for core in world.cores:
@@ -192,7 +209,9 @@ def _check_tlbs(world: World) -> None:
                 assert frames.type_count(mfn) == 0 or frames.type_of(mfn) == WRITABLE, where
             owner = frames.owner_of(mfn)
             assert owner is None or any(
-                owner == domain.id or (domain.id, mfn, True) in granted
+                owner == domain.id
+                or (domain.id, mfn, True) in granted
                 or (not writable and (domain.id, mfn, False) in granted)
                 or mfn in world.grants.table(domain.memory).frames
-                for domain in running), where
+                for domain in running
+            ), where

@@ -1,4 +1,6 @@
-"""Two domains do whatever they like, 10,000 times; after every step the counts are those of the reference model."""
+"""Two domains do whatever they like, 10,000 times; after every step the counts are those of the reference
+model.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,80 @@ from tests.memory.world import PlainDomain, World
 
 PAGES = 40
 FRAMES = 2304
-EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (int(os.environ.get("EX","100")), 100)
+EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (int(os.environ.get("EX", "100")), 100)
 
 GOOD = 0x63
-FLAGS = draw.sampled_from([0, 0x61, 0x63, 0x65, 0x67, 0x61, 0x63, 0x65, 0x67, 0x1, 0x61, 0x63, 0x67, 0x65, 0x21, 0x23, 0x163, 0x66, 0x7, GOOD | 1 << 63, GOOD | 1 << 52,
-                         0x67 | 1 << 9, 0xE3, 0x7B, GOOD | 1 << 62])
+FLAGS = draw.sampled_from(
+    [
+        0,
+        0x61,
+        0x63,
+        0x65,
+        0x67,
+        0x61,
+        0x63,
+        0x65,
+        0x67,
+        0x1,
+        0x61,
+        0x63,
+        0x67,
+        0x65,
+        0x21,
+        0x23,
+        0x163,
+        0x66,
+        0x7,
+        GOOD | 1 << 63,
+        GOOD | 1 << 52,
+        0x67 | 1 << 9,
+        0xE3,
+        0x7B,
+        GOOD | 1 << 62,
+    ]
+)
 SLOT = draw.sampled_from([0, 1, 2, 3, 4, 5, 7, 20, 36, 37, 38, 39, 255, 256, 260, 272, 273, 427, 428, 511])
 PICK = draw.integers(0, 63)
 WHO = draw.integers(0, 3)
-COMMANDS = draw.sampled_from([
-    xen.MMUEXT_PIN_L1_TABLE, xen.MMUEXT_PIN_L2_TABLE, xen.MMUEXT_PIN_L3_TABLE, xen.MMUEXT_PIN_L4_TABLE,
-    xen.MMUEXT_UNPIN_TABLE, xen.MMUEXT_UNPIN_TABLE, xen.MMUEXT_NEW_BASEPTR, xen.MMUEXT_NEW_USER_BASEPTR,
-    xen.MMUEXT_CLEAR_PAGE, xen.MMUEXT_TLB_FLUSH_LOCAL, xen.MMUEXT_TLB_FLUSH_ALL, xen.MMUEXT_INVLPG_ALL,
-    xen.MMUEXT_INVLPG_LOCAL, xen.MMUEXT_MARK_SUPER, 99])
-GRANT_FLAGS = draw.sampled_from([gnt.GTF_permit_access, gnt.GTF_permit_access | gnt.GTF_readonly, gnt.GTF_invalid,
-                               gnt.GTF_accept_transfer, gnt.GTF_permit_access | gnt.GTF_sub_page])
-MAP_FLAGS = draw.sampled_from([gnt.GNTMAP_host_map, gnt.GNTMAP_host_map | gnt.GNTMAP_readonly, gnt.GNTMAP_device_map,
-                             gnt.GNTMAP_device_map | gnt.GNTMAP_host_map, 0,
-                             gnt.GNTMAP_device_map | gnt.GNTMAP_readonly, gnt.GNTMAP_host_map | gnt.GNTMAP_contains_pte])
+COMMANDS = draw.sampled_from(
+    [
+        xen.MMUEXT_PIN_L1_TABLE,
+        xen.MMUEXT_PIN_L2_TABLE,
+        xen.MMUEXT_PIN_L3_TABLE,
+        xen.MMUEXT_PIN_L4_TABLE,
+        xen.MMUEXT_UNPIN_TABLE,
+        xen.MMUEXT_UNPIN_TABLE,
+        xen.MMUEXT_NEW_BASEPTR,
+        xen.MMUEXT_NEW_USER_BASEPTR,
+        xen.MMUEXT_CLEAR_PAGE,
+        xen.MMUEXT_TLB_FLUSH_LOCAL,
+        xen.MMUEXT_TLB_FLUSH_ALL,
+        xen.MMUEXT_INVLPG_ALL,
+        xen.MMUEXT_INVLPG_LOCAL,
+        xen.MMUEXT_MARK_SUPER,
+        99,
+    ]
+)
+GRANT_FLAGS = draw.sampled_from(
+    [
+        gnt.GTF_permit_access,
+        gnt.GTF_permit_access | gnt.GTF_readonly,
+        gnt.GTF_invalid,
+        gnt.GTF_accept_transfer,
+        gnt.GTF_permit_access | gnt.GTF_sub_page,
+    ]
+)
+MAP_FLAGS = draw.sampled_from(
+    [
+        gnt.GNTMAP_host_map,
+        gnt.GNTMAP_host_map | gnt.GNTMAP_readonly,
+        gnt.GNTMAP_device_map,
+        gnt.GNTMAP_device_map | gnt.GNTMAP_host_map,
+        0,
+        gnt.GNTMAP_device_map | gnt.GNTMAP_readonly,
+        gnt.GNTMAP_host_map | gnt.GNTMAP_contains_pte,
+    ]
+)
 
 
 ACTIONS: list[tuple[Callable[..., None], dict[str, draw.Sampler]]] = []
@@ -45,9 +103,11 @@ ACTIONS: list[tuple[Callable[..., None], dict[str, draw.Sampler]]] = []
 
 def action(**samplers: draw.Sampler) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a method one of the things the guests do, with arguments drawn so."""
+
     def enter(method: Callable[..., None]) -> Callable[..., None]:
         ACTIONS.append((method, samplers))
         return method
+
     return enter
 
 
@@ -91,26 +151,52 @@ class Integrity(RuleBasedStateMachine):
         if pick < 56:
             return domain.frames[(pick - 16) % len(domain.frames)]
         other = next(other for other in self.world.domains.values() if other is not domain)
-        choices = [other.frames[3], other.tables[-1], 0x105, 5, self.world.heap.runs()[-1][1] - 1, FRAMES, (1 << 40) - 1,
-                   self.world.grants.table(domain.memory).frames[0]]
+        choices = [
+            other.frames[3],
+            other.tables[-1],
+            0x105,
+            5,
+            self.world.heap.runs()[-1][1] - 1,
+            FRAMES,
+            (1 << 40) - 1,
+            self.world.grants.table(domain.memory).frames[0],
+        ]
         return choices[pick - 56]
 
-    @action(who=WHO, table=PICK, slot=SLOT, pick=PICK, flags=FLAGS, mode=draw.sampled_from([0, 0, 0, 1, 2, 3, 4]))
+    @action(
+        who=WHO, table=PICK, slot=SLOT, pick=PICK, flags=FLAGS, mode=draw.sampled_from([0, 0, 0, 1, 2, 3, 4])
+    )
     def update(self, who: int, table: int, slot: int, pick: int, flags: int, mode: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         at = self.frame(domain, table) << 12 | slot * 8 | mode
         guest.mmu_update((at, self.frame(domain, pick) << 12 | flags))
 
-    @action(who=WHO, table=draw.integers(0, 15), slots=draw.lists(SLOT, min_size=2, max_size=6), pick=PICK, flags=FLAGS)
+    @action(
+        who=WHO,
+        table=draw.integers(0, 15),
+        slots=draw.lists(SLOT, min_size=2, max_size=6),
+        pick=PICK,
+        flags=FLAGS,
+    )
     def update_batch(self, who: int, table: int, slots: list[int], pick: int, flags: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
         at = self.frame(domain, table) << 12
-        guest.mmu_update(*((at | slot * 8, self.frame(domain, (pick + n) % 64) << 12 | flags)
-                           for n, slot in enumerate(slots)))
+        guest.mmu_update(
+            *(
+                (at | slot * 8, self.frame(domain, (pick + n) % 64) << 12 | flags)
+                for n, slot in enumerate(slots)
+            )
+        )
 
-    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), pick=PICK, flags=FLAGS, flush=draw.sampled_from([0, 1, 2, 3, 5, 6, 0x1001]))
+    @action(
+        who=WHO,
+        pfn=draw.integers(0, PAGES - 1),
+        pick=PICK,
+        flags=FLAGS,
+        flush=draw.sampled_from([0, 1, 2, 3, 5, 6, 0x1001]),
+    )
     def update_mapping(self, who: int, pfn: int, pick: int, flags: int, flush: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -130,10 +216,19 @@ class Integrity(RuleBasedStateMachine):
         domain = guest.vcpu.domain
         guest.scribble(domain.va(pfn) + slot * 8, self.frame(domain, pick) << 12 | flags)
 
-    @action(who=WHO, level=draw.integers(1, 4), pfn=draw.integers(2, 30), content=draw.lists(draw.tuples(SLOT, PICK, FLAGS), max_size=6),
-          pin=draw.booleans())
-    def new_table(self, who: int, level: int, pfn: int, content: list[tuple[int, int, int]], pin: bool) -> None:
-        """Make a page table as a kernel does: fill a frame, map it read-only, pin it or hang it into a table above."""
+    @action(
+        who=WHO,
+        level=draw.integers(1, 4),
+        pfn=draw.integers(2, 30),
+        content=draw.lists(draw.tuples(SLOT, PICK, FLAGS), max_size=6),
+        pin=draw.booleans(),
+    )
+    def new_table(
+        self, who: int, level: int, pfn: int, content: list[tuple[int, int, int]], pin: bool
+    ) -> None:
+        """Make a page table as a kernel does: fill a frame, map it read-only, pin it or hang it into a
+        table above.
+        """
         guest = self.guest(who)
         domain = guest.vcpu.domain
         mfn, va = domain.frames[pfn], domain.va(pfn)
@@ -155,7 +250,11 @@ class Integrity(RuleBasedStateMachine):
 
     def tables_of(self, domain: PlainDomain, level: int) -> list[int]:
         frames = self.world.frames
-        return [mfn for mfn in frames.owned_by(domain.id) if frames.type_of(mfn) == level and frames.type_count(mfn)]
+        return [
+            mfn
+            for mfn in frames.owned_by(domain.id)
+            if frames.type_of(mfn) == level and frames.type_count(mfn)
+        ]
 
     @action(who=WHO, level=draw.integers(1, 4), pick=PICK, root=draw.booleans())
     def unpin_or_root(self, who: int, level: int, pick: int, root: bool) -> None:
@@ -166,14 +265,18 @@ class Integrity(RuleBasedStateMachine):
             tables = self.tables_of(domain, guest.root_level())
             command = xen.MMUEXT_NEW_BASEPTR if pick & 1 or guest.pv32 else xen.MMUEXT_NEW_USER_BASEPTR
         else:
-            tables = [mfn for mfn in self.tables_of(domain, level) if mfn in self.ledger.pins and mfn != domain.root]
+            tables = [
+                mfn for mfn in self.tables_of(domain, level) if mfn in self.ledger.pins and mfn != domain.root
+            ]
             command = xen.MMUEXT_UNPIN_TABLE
         if tables:
             guest.extended(command, tables[pick % len(tables)])
 
     @action(who=WHO, level=draw.integers(1, 4), pick=PICK, slot=SLOT, flags=FLAGS)
     def update_table(self, who: int, level: int, pick: int, slot: int, flags: int) -> None:
-        """Update an entry of a table of one level to name a table of the level below, or itself, or its like."""
+        """Update an entry of a table of one level to name a table of the level below, or itself, or its
+        like.
+        """
         guest = self.guest(who)
         domain = guest.vcpu.domain
         tables = self.tables_of(domain, level)
@@ -187,7 +290,14 @@ class Integrity(RuleBasedStateMachine):
         guest = self.guest(who)
         guest.touch(guest.vcpu.domain.va(pfn), write)
 
-    @action(who=WHO, table=draw.integers(0, 3), slot=SLOT, pick=PICK, flags=FLAGS, size=draw.sampled_from([1, 4, 8]))
+    @action(
+        who=WHO,
+        table=draw.integers(0, 3),
+        slot=SLOT,
+        pick=PICK,
+        flags=FLAGS,
+        size=draw.sampled_from([1, 4, 8]),
+    )
     def store_to_table(self, who: int, table: int, slot: int, pick: int, flags: int, size: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -205,17 +315,28 @@ class Integrity(RuleBasedStateMachine):
         frames = [self.frame(guest.vcpu.domain, pick) for pick in picks]
         guest.set_gdt(frames, min(entries, len(frames) * 512))
 
-    @action(who=WHO, pick=PICK, slot=SLOT, value=draw.sampled_from([0, 0x00CFFB000000FFFF, 0x0000EC00E0330000, 0x8200 << 32]))
+    @action(
+        who=WHO,
+        pick=PICK,
+        slot=SLOT,
+        value=draw.sampled_from([0, 0x00CFFB000000FFFF, 0x0000EC00E0330000, 0x8200 << 32]),
+    )
     def descriptor(self, who: int, pick: int, slot: int, value: int) -> None:
         guest = self.guest(who)
         at = self.frame(guest.vcpu.domain, pick) << 12 | slot * 8
         if guest.pv32:
             self.world.descriptors.update_descriptor(
-                guest.vcpu, at & 0xFFFF_FFFF, at >> 32, value & 0xFFFF_FFFF, value >> 32)
+                guest.vcpu, at & 0xFFFF_FFFF, at >> 32, value & 0xFFFF_FFFF, value >> 32
+            )
         else:
             self.world.call(guest.vcpu, "update_descriptor", at, value)
 
-    @action(who=WHO, pfn=draw.integers(0, PAGES - 1), entries=draw.sampled_from([0, 100, 512, 1024, 8193]), page=draw.integers(0, 2))
+    @action(
+        who=WHO,
+        pfn=draw.integers(0, PAGES - 1),
+        entries=draw.sampled_from([0, 100, 512, 1024, 8193]),
+        page=draw.integers(0, 2),
+    )
     def ldt(self, who: int, pfn: int, entries: int, page: int) -> None:
         guest = self.guest(who)
         guest.extended(xen.MMUEXT_SET_LDT, guest.vcpu.domain.va(pfn), entries)
@@ -234,7 +355,11 @@ class Integrity(RuleBasedStateMachine):
         done = guest.reservation(command, list(range(count)), order)
         guest.vcpu.domain.frames += [guest.extent(index) for index in range(done)]
 
-    @action(who=WHO, picks=draw.lists(PICK, min_size=1, max_size=2), sizes=draw.sampled_from([(0, 0), (0, 1), (1, 0)]))
+    @action(
+        who=WHO,
+        picks=draw.lists(PICK, min_size=1, max_size=2),
+        sizes=draw.sampled_from([(0, 0), (0, 1), (1, 0)]),
+    )
     def exchange(self, who: int, picks: list[int], sizes: tuple[int, int]) -> None:
         guest = self.guest(who)
         frames = [self.frame(guest.vcpu.domain, pick) & 0xFFFF_FFFF for pick in picks]
@@ -247,7 +372,13 @@ class Integrity(RuleBasedStateMachine):
         guest = self.guest(who)
         guest.grant(ref, 3 - guest.vcpu.domain.id, self.frame(guest.vcpu.domain, pick) & 0xFFFF_FFFF, flags)
 
-    @action(who=WHO, ref=draw.integers(8, 12), flags=MAP_FLAGS, pfn=draw.integers(0, PAGES - 1), own=draw.booleans())
+    @action(
+        who=WHO,
+        ref=draw.integers(8, 12),
+        flags=MAP_FLAGS,
+        pfn=draw.integers(0, PAGES - 1),
+        own=draw.booleans(),
+    )
     def map_grant(self, who: int, ref: int, flags: int, pfn: int, own: bool) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
@@ -256,7 +387,14 @@ class Integrity(RuleBasedStateMachine):
             address = domain.tables[-1] << 12 | pfn * 8
         guest.map_grant(domain.id if own else 3 - domain.id, ref, flags, address)
 
-    @action(who=WHO, ref=draw.integers(8, 11), pfn=draw.integers(2, 30), at=draw.integers(2, 30), flags=MAP_FLAGS, readonly=draw.booleans())
+    @action(
+        who=WHO,
+        ref=draw.integers(8, 11),
+        pfn=draw.integers(2, 30),
+        at=draw.integers(2, 30),
+        flags=MAP_FLAGS,
+        readonly=draw.booleans(),
+    )
     def share(self, who: int, ref: int, pfn: int, at: int, flags: int, readonly: bool) -> None:
         """One domain grants a frame, the other maps it."""
         guest = self.guest(who)
@@ -286,9 +424,11 @@ class Integrity(RuleBasedStateMachine):
         mfn = self.world.grants.table(self.world.domains[mapping.domid].memory).active[mapping.ref].mfn
         slot = pfn
         if right:
-            table = self.world.memory.words[domain.tables[-1] << 9:(domain.tables[-1] + 1) << 9].tolist()
+            table = self.world.memory.words[domain.tables[-1] << 9 : (domain.tables[-1] + 1) << 9].tolist()
             slot = next((slot for slot, entry in enumerate(table) if entry >> 12 & 0xFF_FFFF_FFFF == mfn), 0)
-        address = domain.tables[-1] << 12 | slot * 8 if mapping.flags & gnt.GNTMAP_contains_pte else domain.va(slot)
+        address = (
+            domain.tables[-1] << 12 | slot * 8 if mapping.flags & gnt.GNTMAP_contains_pte else domain.va(slot)
+        )
         guest.unmap_grant(number, address, mfn << 12 if bus else 0)
 
     @action(who=WHO, ref=draw.integers(8, 11), pfn=draw.integers(2, 30))
@@ -300,7 +440,9 @@ class Integrity(RuleBasedStateMachine):
         mfn = domain.frames[pfn]
         other.grant(ref, domain.id, 77, gnt.GTF_accept_transfer)
         guest.update_va_mapping(domain.va(pfn), 0, 2)
-        answer = guest.grant_op(gnt.GNTTABOP_transfer, gnt.gnttab_transfer, mfn=mfn, domid=other.vcpu.domain.id, ref=ref)
+        answer = guest.grant_op(
+            gnt.GNTTABOP_transfer, gnt.gnttab_transfer, mfn=mfn, domid=other.vcpu.domain.id, ref=ref
+        )
         if answer["status"] == gnt.GNTST_okay:
             other.vcpu.domain.frames.append(mfn)
 
@@ -320,17 +462,30 @@ class Integrity(RuleBasedStateMachine):
         guest = self.guest(who)
         domain = guest.vcpu.domain
         mfn = self.frame(domain, pick) & 0xFFFF_FFFF
-        answer = guest.grant_op(gnt.GNTTABOP_transfer, gnt.gnttab_transfer, mfn=mfn, domid=3 - domain.id, ref=ref)
+        answer = guest.grant_op(
+            gnt.GNTTABOP_transfer, gnt.gnttab_transfer, mfn=mfn, domid=3 - domain.id, ref=ref
+        )
         if answer["status"] == gnt.GNTST_okay:
             self.world.domains[3 - domain.id].frames.append(mfn)
 
-    @action(who=WHO, source=PICK, ref=draw.integers(8, 11), pick=PICK, length=draw.sampled_from([0, 8, 4096, 4097]))
+    @action(
+        who=WHO,
+        source=PICK,
+        ref=draw.integers(8, 11),
+        pick=PICK,
+        length=draw.sampled_from([0, 8, 4096, 4097]),
+    )
     def copy(self, who: int, source: int, ref: int, pick: int, length: int) -> None:
         guest = self.guest(who)
         domain = guest.vcpu.domain
-        guest.grant_op(gnt.GNTTABOP_copy, gnt.gnttab_copy, len=length, flags=gnt.GNTCOPY_source_gref,
-                       source={"u": ref, "domid": 3 - domain.id},
-                       dest={"u": self.frame(domain, pick) & 0xFFFF_FFFF, "domid": SELF})
+        guest.grant_op(
+            gnt.GNTTABOP_copy,
+            gnt.gnttab_copy,
+            len=length,
+            flags=gnt.GNTCOPY_source_gref,
+            source={"u": ref, "domid": 3 - domain.id},
+            dest={"u": self.frame(domain, pick) & 0xFFFF_FFFF, "domid": SELF},
+        )
 
     @action(who=WHO, version=draw.integers(0, 3))
     def version(self, who: int, version: int) -> None:
@@ -361,6 +516,12 @@ class Integrity(RuleBasedStateMachine):
 
 
 Integrity.TestCase.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
-    phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
 TestIntegrity = Integrity.TestCase

@@ -1,4 +1,6 @@
-"""A small world for the memory floor: plain machine memory, cores that only remember, domains with real page tables."""
+"""A small world for the memory floor: plain machine memory, cores that only remember, domains with real
+page tables.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import numpy as np
 from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.memory.descriptors import Descriptors
 from firmware.memory.frames import L4_TABLE, FrameTable
-from firmware.memory.guest import GuestSpace
 from firmware.memory.grants import Grants
+from firmware.memory.guest import GuestSpace
 from firmware.memory.heap import FrameHeap
 from firmware.memory.m2p import MachineToPhys
 from firmware.memory.mmu import Mmu
@@ -49,7 +51,7 @@ class PlainMemory:
         self.b = self._view.toreadonly()
 
     def write(self, paddr: int, data: bytes | memoryview) -> None:
-        self._view[paddr:paddr + len(data)] = data
+        self._view[paddr : paddr + len(data)] = data
 
     def store64(self, paddr: int, value: int) -> None:
         self._words[paddr >> 3] = value
@@ -61,13 +63,13 @@ class PlainMemory:
         self._view[paddr] = value
 
     def fill(self, paddr: int, length: int, byte: int = 0) -> None:
-        self._bytes[paddr:paddr + length] = byte
+        self._bytes[paddr : paddr + length] = byte
 
     def copy_frame(self, dst_mfn: int, src_mfn: int) -> None:
-        self._bytes[dst_mfn << 12:(dst_mfn + 1) << 12] = self._bytes[src_mfn << 12:(src_mfn + 1) << 12]
+        self._bytes[dst_mfn << 12 : (dst_mfn + 1) << 12] = self._bytes[src_mfn << 12 : (src_mfn + 1) << 12]
 
     def read(self, paddr: int, length: int) -> bytes:
-        return self._view[paddr:paddr + length].tobytes()
+        return self._view[paddr : paddr + length].tobytes()
 
 
 class PlainCore:
@@ -138,21 +140,21 @@ class ScratchSpace(GuestSpace):
 
     def read(self, va: int, length: int) -> bytes:
         at = va - ARGUMENTS
-        if 0 <= at and at + length <= ARGUMENTS_SIZE:
-            return bytes(self.scratch[at:at + length])
+        if at >= 0 and at + length <= ARGUMENTS_SIZE:
+            return bytes(self.scratch[at : at + length])
         return super().read(va, length)
 
     def write(self, va: int, data: bytes) -> None:
         at = va - ARGUMENTS
-        if 0 <= at and at + len(data) <= ARGUMENTS_SIZE:
-            self.scratch[at:at + len(data)] = data
+        if at >= 0 and at + len(data) <= ARGUMENTS_SIZE:
+            self.scratch[at : at + len(data)] = data
         else:
             super().write(va, data)
 
     def read64(self, va: int) -> int:
         at = va - ARGUMENTS
-        if 0 <= at and at + 8 <= ARGUMENTS_SIZE:
-            return int.from_bytes(self.scratch[at:at + 8], "little")
+        if at >= 0 and at + 8 <= ARGUMENTS_SIZE:
+            return int.from_bytes(self.scratch[at : at + 8], "little")
         return super().read64(va)
 
 
@@ -246,9 +248,12 @@ class World:
     def by_id(self, domid: int) -> PlainDomain | None:
         return self.domains.get(domid)
 
-    def domain(self, number: int, pages: int = 128, vcpus: int = 1, *, pv32: bool = False,
-               maximum: int | None = None) -> PlainDomain:
-        """A domain of `pages` frames whose direct map shows all of them, its tables read-only; the root is pinned."""
+    def domain(
+        self, number: int, pages: int = 128, vcpus: int = 1, *, pv32: bool = False, maximum: int | None = None
+    ) -> PlainDomain:
+        """A domain of `pages` frames whose direct map shows all of them, its tables read-only; the root is
+        pinned.
+        """
         owner = MemoryOwner(number, pv32=pv32, maximum=pages if maximum is None else maximum, vcpus=vcpus)
         self.types.add_owner(owner)
         domain = PlainDomain(number, owner)
@@ -275,7 +280,7 @@ class World:
     def _build64(self, domain: PlainDomain) -> int:
         frames = domain.frames
         count = (len(frames) + 511) // 512
-        l4, l3, l2, *l1 = frames[-3 - count:]
+        l4, l3, l2, *l1 = frames[-3 - count :]
         domain.tables = [l4, l3, l2, *l1]
         store = self.memory.store64
         store((l4 << 12) + (BASE >> 39 & 511) * 8, l3 << 12 | TABLE)
@@ -286,7 +291,10 @@ class World:
     def _build32(self, domain: PlainDomain) -> int:
         frames = domain.frames
         count = (len(frames) + 511) // 512
-        l3, *l2, = frames[-5 - count:-count]
+        (
+            l3,
+            *l2,
+        ) = frames[-5 - count : -count]
         l1 = frames[-count:]
         domain.tables = [l3, *l2, *l1]
         for slot, mfn in enumerate(l2):
@@ -298,7 +306,7 @@ class World:
         store = self.memory.store64
         for index, table in enumerate(l1):
             store((l2 << 12) + (slot + index) * 8, table << 12 | TABLE)
-            for entry, mfn in enumerate(domain.frames[index * 512:(index + 1) * 512]):
+            for entry, mfn in enumerate(domain.frames[index * 512 : (index + 1) * 512]):
                 flags = TABLE & ~(RW | DIRTY) if mfn in domain.tables else TABLE
                 store((table << 12) + entry * 8, mfn << 12 | flags & ~USER)
 
