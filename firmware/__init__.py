@@ -1,0 +1,1 @@
+"""The hypervisor: Xen 4.17 for paravirtual guests, modelled over `machine`."""

@@ -1,7 +1,7 @@
 """The PV console of a domain: its ring page, `console_io`, and the log of everything it printed.
 
-Source: io/console.h (struct xencons_interface), xen.h (CONSOLEIO_*). The host side plays xenconsoled: it takes what the guest
-produced, and gives what was typed as the ring has room.
+Source: io/console.h (struct xencons_interface), xen.h (CONSOLEIO_*). The host side plays xenconsoled: it
+takes what the guest produced, and gives what was typed as the ring has room.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class DomainConsole:
             self.on_read()
 
     def drain(self) -> int:
-        """Take what is in the output ring; the number of bytes. Indices that make no sense lose the ring's contents."""
+        """Take what is in the output ring; the number of bytes. Indices that make no sense lose the ring's
+        contents.
+        """
         consumer, producer = self._index(_OUT_CONS), self._index(_OUT_PROD)
         count = producer - consumer & INDEX_MASK
         if not count:
@@ -81,7 +83,9 @@ class DomainConsole:
             self.on_output(data)
 
     def feed(self, data: bytes) -> int:
-        """Type `data`; the number of bytes that went into the ring at once (the rest follows as the guest reads)."""
+        """Type `data`; the number of bytes that went into the ring at once (the rest follows as the guest
+        reads).
+        """
         self.pending_input += data
         given = self._refill()
         if given:

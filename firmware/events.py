@@ -1,9 +1,11 @@
-"""Event channels, the 2-level ABI: a domain's ports, its pending and mask bitmaps, and how a vCPU learns of them.
+"""Event channels, the 2-level ABI: a domain's ports, its pending and mask bitmaps, and how a vCPU learns of
+them.
 
-An event sets its port's bit in `shared_info.evtchn_pending`; where the port is not masked, the bit of that word in the
-vCPU's `evtchn_pending_sel`; where that was clear, the vCPU's `evtchn_upcall_pending` byte. The guest clears them in the
-opposite order. The bitmaps are little-endian, so this module sets bits by byte and only the width of a selector word
-(64 or 32 ports) depends on the kind of guest. Source: event_channel.h, xen.h (shared_info), xen/common/event_2l.c behaviour.
+An event sets its port's bit in `shared_info.evtchn_pending`; where the port is not masked, the bit of that
+word in the vCPU's `evtchn_pending_sel`; where that was clear, the vCPU's `evtchn_upcall_pending` byte. The
+guest clears them in the opposite order. The bitmaps are little-endian, so this module sets bits by byte and
+only the width of a selector word (64 or 32 ports) depends on the kind of guest. Source: event_channel.h,
+xen.h (shared_info), xen/common/event_2l.c behaviour.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ from firmware.domain.vcpu import PAUSE_BLOCKED, PAUSE_POLLING, VCpu
 from firmware.hypercalls import HypercallError, HypercallTable
 from machine.memory import MachineMemory
 
-GLOBAL_VIRQS: Final = frozenset(
-    range(xen.NR_VIRQS)) - {xen.VIRQ_TIMER, xen.VIRQ_DEBUG, xen.VIRQ_XENOPROF, xen.VIRQ_XENPMU}
+GLOBAL_VIRQS: Final = frozenset(range(xen.NR_VIRQS)) - {
+    xen.VIRQ_TIMER,
+    xen.VIRQ_DEBUG,
+    xen.VIRQ_XENOPROF,
+    xen.VIRQ_XENPMU,
+}
 """VIRQs that only vCPU 0 may bind (virq_type: everything that is not per vCPU)."""
 
 BACKEND_DOMAIN: Final = 0
@@ -77,14 +83,28 @@ class Domains(Protocol):
 class EventChannels:
     """The ports of one domain."""
 
-    __slots__ = ("domain", "ports", "_memory", "_scheduler", "_pending", "_mask", "_selector", "_word_shift", "limit", "polling")
+    __slots__ = (
+        "domain",
+        "ports",
+        "_memory",
+        "_scheduler",
+        "_pending",
+        "_mask",
+        "_selector",
+        "_word_shift",
+        "limit",
+        "polling",
+    )
 
     def __init__(self, domain: Domain, memory: MachineMemory, scheduler: Wakes) -> None:
         self.domain = domain
         self._memory = memory
         self._scheduler = scheduler
-        shared, info = ((xen.shared_info.w32, xen.vcpu_info.w32) if domain.pv32 else
-                        (xen.shared_info.w64, xen.vcpu_info.w64))
+        shared, info = (
+            (xen.shared_info.w32, xen.vcpu_info.w32)
+            if domain.pv32
+            else (xen.shared_info.w64, xen.vcpu_info.w64)
+        )
         self._pending = domain.shared_info + shared.offset["evtchn_pending"]
         self._mask = domain.shared_info + shared.offset["evtchn_mask"]
         self._selector = info.offset["evtchn_pending_sel"]
@@ -105,7 +125,9 @@ class EventChannels:
         return number
 
     def port(self, number: int) -> Port:
-        """The port of that number, free perhaps (0 always is); HypercallError(EINVAL) beyond those that exist."""
+        """The port of that number, free perhaps (0 always is); HypercallError(EINVAL) beyond those that
+        exist.
+        """
         if number >= len(self.ports):
             raise HypercallError(errno.EINVAL)
         return self.ports[number]
@@ -218,7 +240,9 @@ class EventChannelOps:
         table.register("event_channel_op_compat", self.event_channel_op_compat)
 
     def event_channel_op(self, vcpu: VCpu, command: int, argument: int) -> int:
-        """Hypercall 32; FIFO control (init_control, expand_array) answers -ENOSYS, which selects the 2-level ABI."""
+        """Hypercall 32; FIFO control (init_control, expand_array) answers -ENOSYS, which selects the 2-level
+        ABI.
+        """
         operation = self._ops.get(command & 0xFFFF_FFFF)
         return -errno.ENOSYS if operation is None else operation(vcpu, argument)
 
@@ -244,13 +268,20 @@ class EventChannelOps:
         remote_port = remote.events.port(bind.remote_port)
         if remote_port.state is not State.UNBOUND or remote_port.remote_domain != local.id:
             return -errno.EINVAL
-        for port, other, other_number in ((local_port, remote.id, bind.remote_port), (remote_port, local.id, local_number)):
+        for port, other, other_number in (
+            (local_port, remote.id, bind.remote_port),
+            (remote_port, local.id, local_number),
+        ):
             port.state = State.INTERDOMAIN
             port.remote_domain = other
             port.remote_port = other_number
         local.events.raise_port(local_number)
-        vcpu.space.write(argument, ec.evtchn_bind_interdomain.w64.pack(
-            remote_dom=bind.remote_dom, remote_port=bind.remote_port, local_port=local_number))
+        vcpu.space.write(
+            argument,
+            ec.evtchn_bind_interdomain.w64.pack(
+                remote_dom=bind.remote_dom, remote_port=bind.remote_port, local_port=local_number
+            ),
+        )
         return 0
 
     def _bind_virq(self, vcpu: VCpu, argument: int) -> int:
@@ -297,8 +328,10 @@ class EventChannelOps:
         port = domain.events.ports[number]
         port.state = State.UNBOUND
         port.remote_domain = domain.id if request.remote_dom == xen.DOMID_SELF else request.remote_dom
-        vcpu.space.write(argument, ec.evtchn_alloc_unbound.w64.pack(
-            dom=request.dom, remote_dom=request.remote_dom, port=number))
+        vcpu.space.write(
+            argument,
+            ec.evtchn_alloc_unbound.w64.pack(dom=request.dom, remote_dom=request.remote_dom, port=number),
+        )
         return 0
 
     def _close(self, vcpu: VCpu, argument: int) -> int:
@@ -352,8 +385,14 @@ class EventChannelOps:
         return 0
 
     def _foreign(self, number: int) -> int:
-        """What an operation on another domain's ports answers: domain 0 is there, though nothing of it is modelled."""
-        return -errno.EPERM if number == BACKEND_DOMAIN or self._domains.by_id(number) is not None else -errno.ESRCH
+        """What an operation on another domain's ports answers: domain 0 is there, though nothing of it is
+        modelled.
+        """
+        return (
+            -errno.EPERM
+            if number == BACKEND_DOMAIN or self._domains.by_id(number) is not None
+            else -errno.ESRCH
+        )
 
     def _bind_vcpu(self, vcpu: VCpu, argument: int) -> int:
         bind = vcpu.space.unpack(argument, ec.evtchn_bind_vcpu.w64)

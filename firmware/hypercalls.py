@@ -1,7 +1,7 @@
 """The one hypercall table: what every number means, who handles it, and what an absent one answers.
 
-Numbers and names are those of Xen 4.17 (`xen.h`, `hypercall-defs.c` for the availability per guest kind).
-A subsystem registers its handlers by name; a name without a handler answers -ENOSYS, in one place, and says so
+Numbers and names are those of Xen 4.17 (`xen.h`, `hypercall-defs.c` for the availability per guest kind). A
+subsystem registers its handlers by name; a name without a handler answers -ENOSYS, in one place, and says so
 once in the hypervisor's log.
 """
 
@@ -37,7 +37,9 @@ class GuestFault(HypercallError):
 
 @dataclass(frozen=True)
 class Hypercall:
-    """One row: number, name, argument names in register order, and whether an unprivileged guest of each kind has it."""
+    """One row: number, name, argument names in register order, and whether an unprivileged guest of each kind
+    has it.
+    """
 
     number: int
     name: str

@@ -77,8 +77,14 @@ class DomainConfig:
 class Hypervisor:
     """Xen, on a machine."""
 
-    def __init__(self, machine: Machine, *, seed: int = 0, log: Callable[[str], None] = lambda line: None,
-                 policy: str = "rrobin") -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        seed: int = 0,
+        log: Callable[[str], None] = lambda line: None,
+        policy: str = "rrobin",
+    ) -> None:
         self.machine = machine
         self.seed = seed
         self.calls = HypercallTable(log)
@@ -107,20 +113,38 @@ class Hypervisor:
         self.sched_ops = SchedOps(self.scheduler, memory, machine.clock, timers, self.lifecycle)
         iret = Iret(memory, segments, self.lifecycle)
         self.privileged = Privileged(self._cpuid, debug, self.memory.mmu.load_root)
-        self.traps = Traps(memory, calls, Bounce(memory), Bounce32(memory, segments), self.memory.ptwr, self.privileged,
-                           self.memory.descriptors, self.lifecycle)
+        self.traps = Traps(
+            memory,
+            calls,
+            Bounce(memory),
+            Bounce32(memory, segments),
+            self.memory.ptwr,
+            self.privileged,
+            self.memory.descriptors,
+            self.lifecycle,
+        )
         iret.faults = self.traps
         self.scheduler.resume = contexts.resume
         self.scheduler.ticking = timers.run_periodic
         self.timers = timers
-        for part in (timers, debug, iret, self.sched_ops, EventChannelOps(self.lifecycle), ConsoleIo(), Version(), Platform(),
-                     Multicall(calls), Callbacks(segments),
-                     VCpuOps(memory, self.scheduler, contexts, timers, self.lifecycle, self.memory)):
+        for part in (
+            timers,
+            debug,
+            iret,
+            self.sched_ops,
+            EventChannelOps(self.lifecycle),
+            ConsoleIo(),
+            Version(),
+            Platform(),
+            Multicall(calls),
+            Callbacks(segments),
+            VCpuOps(memory, self.scheduler, contexts, timers, self.lifecycle, self.memory),
+        ):
             part.register(calls)
         self.memory.register(calls)
         self.lifecycle.on_end.append(self._ended)
 
-    # --- the machine's trap handler -----------------------------------------------------------------------------------
+    # --- the machine's trap handler -------------------------------------------------------------------------
 
     def dispatch(self, core: Core) -> int | None:
         """Choose who runs on this core; deliver what came for it; the longest slice in ns, or None."""
@@ -143,20 +167,26 @@ class Hypervisor:
         if isinstance(vcpu, VCpu):
             self.privileged.cpuid(vcpu, core)
 
-    # --- domains ------------------------------------------------------------------------------------------------------
+    # --- domains --------------------------------------------------------------------------------------------
 
     def create_domain(self, config: DomainConfig) -> Domain:
-        """Build a domain and let its vCPU 0 run. DomainError, ImageError or BuildError say what is wrong, in one sentence."""
+        """Build a domain and let its vCPU 0 run. DomainError, ImageError or BuildError say what is wrong, in
+        one sentence.
+        """
         if not 1 <= config.vcpus <= MOST_VCPUS:
             raise DomainError(f"a domain has 1 to {MOST_VCPUS} vCPUs, not {config.vcpus}")
         pages = config.memory_mib * FRAMES_A_MIB
         if pages > self.memory.heap.free:
-            raise DomainError(f"domain {config.name!r} asks for {config.memory_mib} MiB and the machine has "
-                              f"{self.memory.heap.free // FRAMES_A_MIB} MiB free: give the machine more memory")
+            raise DomainError(
+                f"domain {config.name!r} asks for {config.memory_mib} MiB and the machine has "
+                f"{self.memory.heap.free // FRAMES_A_MIB} MiB free: give the machine more memory"
+            )
         number = self._next_domain
         pv32 = config.image.width == 32
         uuid = domain_uuid(number, self.seed)
-        domain = Domain(number, config.name, pv32=pv32, handle=bytes.fromhex(uuid.replace("-", "")), image=config.image)
+        domain = Domain(
+            number, config.name, pv32=pv32, handle=bytes.fromhex(uuid.replace("-", "")), image=config.image
+        )
         owner = MemoryOwner(number, pv32=pv32, maximum=pages, vcpus=config.vcpus)
         domain.memory = owner
         memory = self.memory
@@ -182,32 +212,67 @@ class Hypervisor:
         self._shared_info(domain)
         domain.events = EventChannels(domain, machine_memory, self.scheduler)
         store_port = domain.events.connect_backend(lambda: self._store_signal(domain))
-        console_port = domain.events.connect_backend(lambda: domain.console.serve())
-        built = build(machine_memory, frames, config.image, cmdline=config.cmdline, ramdisk=config.ramdisk,
-                      shared_info_mfn=shared, console_port=console_port, store_port=store_port)
+        console_port = domain.events.connect_backend(lambda: self._console_signal(domain))
+        built = build(
+            machine_memory,
+            frames,
+            config.image,
+            cmdline=config.cmdline,
+            ramdisk=config.ramdisk,
+            shared_info_mfn=shared,
+            console_port=console_port,
+            store_port=store_port,
+        )
         memory.name_frames(built.frames)
         domain.image = config.image.released()
         domain.vm_assist = built.vm_assist
-        domain.console = DomainConsole(machine_memory, built.console_mfn << 12,
-                                       lambda: domain.events.raise_port(console_port))
+        domain.console = DomainConsole(
+            machine_memory, built.console_mfn << 12, lambda: domain.events.raise_port(console_port)
+        )
         for vcpu in domain.vcpus:
             vcpu.space = GuestSpace(machine_memory, owner)
             vcpu.saved = self._first_state
             self.scheduler.add(vcpu)
         first = domain.vcpus[0]
         if memory.start_root(first, built.root_mfn):
-            raise DomainError(f"the page tables built for domain {config.name!r} are not valid: this is a fault of xenpy")
+            raise DomainError(
+                f"the page tables built for domain {config.name!r} are not valid: this is a fault of xenpy"
+            )
         first.initialised = True
-        first.entry = start_of_day(pv32=domain.pv32, rip=built.entry, stack=built.stack_va, start_info=built.start_info_va)
-        populate(self.store, Boot(domain.id, config.name, config.vcpus, config.memory_mib << 10, config.memory_mib << 10,
-                                  built.store_mfn, store_port, built.console_mfn, console_port, self.seed,
-                                  command_line=config.cmdline.decode("latin-1")))
+        first.entry = start_of_day(
+            pv32=domain.pv32, rip=built.entry, stack=built.stack_va, start_info=built.start_info_va
+        )
+        populate(
+            self.store,
+            Boot(
+                domain.id,
+                config.name,
+                config.vcpus,
+                config.memory_mib << 10,
+                config.memory_mib << 10,
+                built.store_mfn,
+                store_port,
+                built.console_mfn,
+                console_port,
+                self.seed,
+                command_line=config.cmdline.decode("latin-1"),
+            ),
+        )
         self._connections[domain.id] = self.store.introduce(
-            domain.id, SharedRing(machine_memory, built.store_mfn << 12), lambda: domain.events.raise_port(store_port))
+            domain.id,
+            SharedRing(machine_memory, built.store_mfn << 12),
+            lambda: domain.events.raise_port(store_port),
+        )
 
     def _shared_info(self, domain: Domain) -> None:
-        """vcpu_info of the first vCPUs, upcalls masked; the wall clock. No event is masked, as a toolstack leaves it."""
-        layout, info = ((xen.shared_info.w32, xen.vcpu_info.w32) if domain.pv32 else (xen.shared_info.w64, xen.vcpu_info.w64))
+        """vcpu_info of the first vCPUs, upcalls masked; the wall clock. No event is masked, as a toolstack
+        leaves it.
+        """
+        layout, info = (
+            (xen.shared_info.w32, xen.vcpu_info.w32)
+            if domain.pv32
+            else (xen.shared_info.w64, xen.vcpu_info.w64)
+        )
         memory = self.machine.memory
         base = domain.shared_info
         for vcpu in domain.vcpus[:LEGACY_VCPUS]:
@@ -219,6 +284,10 @@ class Hypervisor:
         memory.store32(base + layout.offset["wc_version"], 2)
         memory.store32(base + layout.offset["wc_sec"], epoch // SECOND & 0xFFFF_FFFF)
         memory.store32(base + layout.offset["wc_nsec"], epoch % SECOND)
+
+    @staticmethod
+    def _console_signal(domain: Domain) -> None:
+        domain.console.serve()
 
     def _store_signal(self, domain: Domain) -> None:
         connection = self._connections.get(domain.id)

@@ -1,8 +1,8 @@
 """multicall: several hypercalls for the price of one trap.
 
-Each entry's result is written back to it. An iret among them ends the batch, as the context it returns to is not the
-batch's any more. After a call that blocks the vCPU the rest follows when it runs again. Source: xen.h (multicall_entry); behaviour of
-xen/common/multicall.c and pv/hypercall.c.
+Each entry's result is written back to it. An iret among them ends the batch, as the context it returns to is
+not the batch's any more. After a call that blocks the vCPU the rest follows when it runs again. Source: xen.h
+(multicall_entry); behaviour of xen/common/multicall.c and pv/hypercall.c.
 """
 
 from __future__ import annotations

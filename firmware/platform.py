@@ -1,6 +1,8 @@
-"""Calls about the physical machine and other kinds of domain, of which an unprivileged PV guest has next to nothing.
+"""Calls about the physical machine and other kinds of domain, of which an unprivileged PV guest has next to
+nothing.
 
-Sources: physdev.h, platform.h, sysctl.h, domctl.h, hvm/hvm_op.h, xenpmu.h; behaviour of Xen 4.17 without a virtual PMU.
+Sources: physdev.h, platform.h, sysctl.h, domctl.h, hvm/hvm_op.h, xenpmu.h; behaviour of Xen 4.17 without a
+virtual PMU.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ IRQ_UNMASK_NOTIFY: Final = 4
 """A physdev_op older than 3.2: unmask the guest's interrupts, of which there are none."""
 
 PRIVILEGED: Final[dict[str, tuple[int, int]]] = {
-    "platform_op": (136, 0x0300_0000), "sysctl": (136, 0x15), "domctl": (144, 0x15),
+    "platform_op": (136, 0x0300_0000),
+    "sysctl": (136, 0x15),
+    "domctl": (144, 0x15),
 }
-"""Bytes of each structure and the interface version in its second word (XENPF_, XEN_SYSCTL_, XEN_DOMCTL_INTERFACE_VERSION)."""
+"""Bytes of each structure and the interface version in its second word (XENPF_, XEN_SYSCTL_,
+XEN_DOMCTL_INTERFACE_VERSION).
+"""
 
 HVMOP_PARAMETERS: Final = (0, 1)
 HVMOP_FLUSH_TLBS: Final = 5
@@ -38,14 +44,27 @@ class Platform:
             physdev.PHYSDEVOP_irq_status_query: self._irq_status_query,
             IRQ_UNMASK_NOTIFY: lambda _vcpu, _argument: 0,
         }
-        self._privileged: Final = frozenset((
-            physdev.PHYSDEVOP_apic_read, physdev.PHYSDEVOP_apic_write, physdev.PHYSDEVOP_alloc_irq_vector,
-            physdev.PHYSDEVOP_manage_pci_add, physdev.PHYSDEVOP_manage_pci_remove, physdev.PHYSDEVOP_manage_pci_add_ext,
-            physdev.PHYSDEVOP_pci_mmcfg_reserved, physdev.PHYSDEVOP_restore_msi, physdev.PHYSDEVOP_restore_msi_ext,
-            physdev.PHYSDEVOP_setup_gsi, physdev.PHYSDEVOP_pci_device_add, physdev.PHYSDEVOP_pci_device_remove,
-            physdev.PHYSDEVOP_dbgp_op, physdev.PHYSDEVOP_map_pirq, physdev.PHYSDEVOP_unmap_pirq,
-            physdev.PHYSDEVOP_prepare_msix, physdev.PHYSDEVOP_release_msix,
-        ))
+        self._privileged: Final = frozenset(
+            (
+                physdev.PHYSDEVOP_apic_read,
+                physdev.PHYSDEVOP_apic_write,
+                physdev.PHYSDEVOP_alloc_irq_vector,
+                physdev.PHYSDEVOP_manage_pci_add,
+                physdev.PHYSDEVOP_manage_pci_remove,
+                physdev.PHYSDEVOP_manage_pci_add_ext,
+                physdev.PHYSDEVOP_pci_mmcfg_reserved,
+                physdev.PHYSDEVOP_restore_msi,
+                physdev.PHYSDEVOP_restore_msi_ext,
+                physdev.PHYSDEVOP_setup_gsi,
+                physdev.PHYSDEVOP_pci_device_add,
+                physdev.PHYSDEVOP_pci_device_remove,
+                physdev.PHYSDEVOP_dbgp_op,
+                physdev.PHYSDEVOP_map_pirq,
+                physdev.PHYSDEVOP_unmap_pirq,
+                physdev.PHYSDEVOP_prepare_msix,
+                physdev.PHYSDEVOP_release_msix,
+            )
+        )
 
     def register(self, table: HypercallTable) -> None:
         """Put physdev_op and the privileged calls into the table."""
@@ -69,6 +88,7 @@ class Platform:
             """What an unprivileged guest is answered: its structure is looked at before its rights."""
             version = int.from_bytes(vcpu.space.read(argument, size)[4:8], "little")
             return -errno.EPERM if version == interface else -errno.EACCES
+
         return refuse
 
     @staticmethod

@@ -1,7 +1,8 @@
 """A vCPU's three timers (single-shot, periodic, poll time-out), all on the machine's virtual clock.
 
-System time is virtual ns since the machine started, the same value the guest computes from its TSC. The first two raise
-VIRQ_TIMER. The periodic timer ticks only while its vCPU runs: one that is late comes when the vCPU runs again. Sources: vcpu.h (VCPUOP_set_*_timer), xen.h (set_timer_op), sched.h (sched_poll).
+System time is virtual ns since the machine started, the same value the guest computes from its TSC. The first
+two raise VIRQ_TIMER. The periodic timer ticks only while its vCPU runs: one that is late comes when the vCPU
+runs again. Sources: vcpu.h (VCPUOP_set_*_timer), xen.h (set_timer_op), sched.h (sched_poll).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from machine.clock import Clock
 
 MILLISECOND: Final = 1_000_000
 FAR_FUTURE: Final = 1 << 50
-"""set_timer_op takes anything further off (or in the far past, as unsigned) for a wrapped value of Linux's."""
+"""set_timer_op takes anything further off (or in the far past, as unsigned) for a wrapped value of Linux's.
+"""
 WRAPPED_DELAY: Final = 100 * MILLISECOND
 """What it sets instead."""
 LONGEST_PERIOD: Final = (1 << 62) - 1
@@ -42,7 +44,9 @@ class Timers:
         table.register("set_timer_op", self.set_timer_op)
 
     def set_timer_op(self, vcpu: VCpu, timeout: int, high: int = 0) -> int:
-        """Hypercall 15: the absolute system time of the next VIRQ_TIMER, 0 for none. 32-bit guests pass two halves."""
+        """Hypercall 15: the absolute system time of the next VIRQ_TIMER, 0 for none. 32-bit guests pass two
+        halves.
+        """
         when = (timeout & 0xFFFF_FFFF) | high << 32 if vcpu.domain.pv32 else timeout
         if when == 0:
             self.stop_single_shot(vcpu)
@@ -54,8 +58,9 @@ class Timers:
         return 0
 
     def set_single_shot(self, vcpu: VCpu, argument: int) -> int:
-        """VCPUOP_set_singleshot_timer, of the calling vCPU; a time in the past raises its event at once, whatever the
-        flags say (so since 4.17.3)."""
+        """VCPUOP_set_singleshot_timer, of the calling vCPU; a time in the past raises its event at once,
+        whatever the flags say (so since 4.17.3).
+        """
         layout = vcpu_abi.vcpu_set_singleshot_timer
         request = vcpu.space.unpack(argument, layout.w32 if vcpu.domain.pv32 else layout.w64)
         when = request.timeout_abs_ns

@@ -51,8 +51,15 @@ def time_info(pv32: bool) -> bytes:
 class VCpuOps:
     """The handlers."""
 
-    def __init__(self, memory: MachineMemory, scheduler: Scheduler, contexts: Contexts, timers: Timers, ends: Ends,
-                 info_pages: InfoPages) -> None:
+    def __init__(
+        self,
+        memory: MachineMemory,
+        scheduler: Scheduler,
+        contexts: Contexts,
+        timers: Timers,
+        ends: Ends,
+        info_pages: InfoPages,
+    ) -> None:
         self._memory = memory
         self._scheduler = scheduler
         self._contexts = contexts
@@ -188,7 +195,9 @@ class VCpuOps:
             memory.write(info + layout.offset["time"], time_info(target.domain.pv32))
         target.info = info
         width = 4 if target.domain.pv32 else 8
-        selector = (xen.vcpu_info.w32 if target.domain.pv32 else xen.vcpu_info.w64).offset["evtchn_pending_sel"]
+        selector = (xen.vcpu_info.w32 if target.domain.pv32 else xen.vcpu_info.w64).offset[
+            "evtchn_pending_sel"
+        ]
         memory.store8(info, 1)
         memory.write(info + selector, b"\xff" * width)
 

@@ -1,6 +1,7 @@
 """xen_version and vm_assist: what the hypervisor says it is, and the assists a guest may switch on.
 
-Version 4.17 and its answers to an unprivileged PV guest (version.h, features.h; xen/common/kernel.c behaviour).
+Version 4.17 and its answers to an unprivileged PV guest (version.h, features.h; xen/common/kernel.c
+behaviour).
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ PV_FEATURES: Final = (
     | 1 << features.XENFEAT_not_direct_mapped
 )
 ASSISTS_32: Final = (
-    1 << xen.VMASST_TYPE_4gb_segments | 1 << xen.VMASST_TYPE_4gb_segments_notify | 1 << xen.VMASST_TYPE_writable_pagetables
-    | 1 << xen.VMASST_TYPE_pae_extended_cr3 | 1 << xen.VMASST_TYPE_runstate_update_flag
+    1 << xen.VMASST_TYPE_4gb_segments
+    | 1 << xen.VMASST_TYPE_4gb_segments_notify
+    | 1 << xen.VMASST_TYPE_writable_pagetables
+    | 1 << xen.VMASST_TYPE_pae_extended_cr3
+    | 1 << xen.VMASST_TYPE_runstate_update_flag
     | 1 << xen.VMASST_TYPE_architectural_iopl
 )
 ASSISTS_64: Final = ASSISTS_32 | 1 << xen.VMASST_TYPE_m2p_strict
@@ -77,12 +81,17 @@ class Version:
         def answer(vcpu: VCpu, argument: int) -> int:
             vcpu.space.write(argument, data)
             return 0
+
         return answer
 
     @staticmethod
     def _compile_info(vcpu: VCpu, argument: int) -> int:
-        vcpu.space.write(argument, version.xen_compile_info.w64.pack(
-            compiler=COMPILER, compile_by=COMPILER, compile_domain=COMPILER, compile_date=CHANGESET))
+        vcpu.space.write(
+            argument,
+            version.xen_compile_info.w64.pack(
+                compiler=COMPILER, compile_by=COMPILER, compile_domain=COMPILER, compile_date=CHANGESET
+            ),
+        )
         return 0
 
     @staticmethod

@@ -1,0 +1,1 @@
+"""Domains and their vCPUs: images, building, first registers, ends."""

@@ -1,7 +1,8 @@
 """Giving a vCPU its first registers: the guest context of VCPUOP_initialise, and the start of day of vCPU 0.
 
-The context is checked and what concerns memory (roots, GDT, LDT) is taken at once; the registers are loaded when the vCPU first
-gets a core. Sources: arch-x86/xen.h (vcpu_guest_context); behaviour of arch_set_info_guest in Xen 4.17.
+The context is checked and what concerns memory (roots, GDT, LDT) is taken at once; the registers are loaded
+when the vCPU first gets a core. Sources: arch-x86/xen.h (vcpu_guest_context); behaviour of
+arch_set_info_guest in Xen 4.17.
 """
 
 from __future__ import annotations
@@ -46,8 +47,34 @@ GDT_BYTES: Final = 0xF000
 LONGEST_LDT: Final = 8192
 PAGE_MASK: Final = 0xFFF
 LOWEST_CANONICAL_HIGH: Final = ((1 << 64) - 1) ^ ((1 << 47) - 1)
-GENERAL_64: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
-GENERAL_32: Final = {"eax": RAX, "ecx": RCX, "edx": RDX, "ebx": RBX, "esp": RSP, "ebp": RBP, "esi": RSI, "edi": RDI}
+GENERAL_64: Final = (
+    "rax",
+    "rcx",
+    "rdx",
+    "rbx",
+    "rsp",
+    "rbp",
+    "rsi",
+    "rdi",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+)
+GENERAL_32: Final = {
+    "eax": RAX,
+    "ecx": RCX,
+    "edx": RDX,
+    "ebx": RBX,
+    "esp": RSP,
+    "ebp": RBP,
+    "esi": RSI,
+    "edi": RDI,
+}
 NULL_SELECTORS: Final = 3
 """Selectors 0 to 3 are null."""
 BREAKPOINTS_ACTIVE: Final = 0xFF
@@ -59,7 +86,9 @@ CR4_GUEST: Final = 1 << 2 | 1 << 3
 
 @dataclass
 class Entry:
-    """The registers a vCPU starts with, loaded on its first core. `general` is by index into the register file."""
+    """The registers a vCPU starts with, loaded on its first core. `general` is by index into the register
+    file.
+    """
 
     general: dict[int, int]
     rip: int
@@ -104,7 +133,14 @@ def start_of_day(*, pv32: bool, rip: int, stack: int, start_info: int) -> Entry:
     """vCPU 0 of a new domain, as the toolstack sets it up."""
     if pv32:
         data = arch_x86_32.FLAT_KERNEL_DS
-        selectors = {CS: arch_x86_32.FLAT_KERNEL_CS, SS: arch_x86_32.FLAT_KERNEL_SS, DS: data, ES: data, FS: data, GS: data}
+        selectors = {
+            CS: arch_x86_32.FLAT_KERNEL_CS,
+            SS: arch_x86_32.FLAT_KERNEL_SS,
+            DS: data,
+            ES: data,
+            FS: data,
+            GS: data,
+        }
     else:
         selectors = {CS: arch_x86.FLAT_KERNEL_CS, SS: arch_x86.FLAT_KERNEL_SS, DS: 0, ES: 0, FS: 0, GS: 0}
     return Entry({RSP: stack, RSI: start_info}, rip, EFLAGS_IF, selectors)
@@ -113,8 +149,9 @@ def start_of_day(*, pv32: bool, rip: int, stack: int, start_info: int) -> Entry:
 class Contexts:
     """Applies guest contexts."""
 
-    def __init__(self, memory: MachineMemory, fpu_frame: int, segments: SegmentLoader, roots: Roots,
-                 debug: DebugSetter) -> None:
+    def __init__(
+        self, memory: MachineMemory, fpu_frame: int, segments: SegmentLoader, roots: Roots, debug: DebugSetter
+    ) -> None:
         self._memory = memory
         self._fpu_image = fpu_frame << 12
         self._segments = segments
@@ -122,7 +159,9 @@ class Contexts:
         self._debug = debug
 
     def initialise(self, vcpu: VCpu, context: Any) -> int:
-        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0 or a negative errno."""
+        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0 or a negative
+        errno.
+        """
         pv32 = vcpu.domain.pv32
         problem = self._check(context, pv32)
         if problem:
@@ -131,7 +170,7 @@ class Contexts:
         frames = [int(frame) for frame in context.gdt_frames]
         entries = int(context.gdt_ents)
         if entries:
-            result = self._roots.set_gdt(vcpu, frames[:(entries + 511) // 512], entries)
+            result = self._roots.set_gdt(vcpu, frames[: (entries + 511) // 512], entries)
             if result:
                 return result
         vcpu.ldt_base, vcpu.ldt_entries = int(context.ldt_base), int(context.ldt_ents)
@@ -154,13 +193,24 @@ class Contexts:
     def _check(context: Any, pv32: bool) -> int:
         if context.ldt_ents > LONGEST_LDT or context.ldt_base & PAGE_MASK or context.gdt_ents > LONGEST_LDT:
             return -errno.EINVAL
-        if not all(map(address_allowed, context.debugreg[:4])) or (context.debugreg[6] | context.debugreg[7]) >> 32:
+        if (
+            not all(map(address_allowed, context.debugreg[:4]))
+            or (context.debugreg[6] | context.debugreg[7]) >> 32
+        ):
             return -errno.EINVAL
         if pv32:
             return 0
-        addresses = (context.user_regs.rip, context.user_regs.rsp, context.kernel_sp, context.event_callback_eip,
-                     context.failsafe_callback_eip, context.syscall_callback_eip, context.fs_base,
-                     context.gs_base_kernel, context.gs_base_user)
+        addresses = (
+            context.user_regs.rip,
+            context.user_regs.rsp,
+            context.kernel_sp,
+            context.event_callback_eip,
+            context.failsafe_callback_eip,
+            context.syscall_callback_eip,
+            context.fs_base,
+            context.gs_base_kernel,
+            context.gs_base_user,
+        )
         traps = (trap.address for trap in context.trap_ctxt)
         if not all(map(canonical, addresses)) or not all(map(canonical, traps)):
             return -errno.EINVAL
@@ -175,9 +225,16 @@ class Contexts:
         vcpu.kernel_sp = context.kernel_sp
         for vector in range(VECTORS):
             trap = context.trap_ctxt[vector]
-            vcpu.traps[vector] = NO_TRAP if not trap.address else Trap(
-                trap.address, trap.cs | (0 if trap.cs & 3 else ring), bool(trap.flags & arch_x86.TI_IF),
-                trap.flags & arch_x86.TI_DPL_MASK)
+            vcpu.traps[vector] = (
+                NO_TRAP
+                if not trap.address
+                else Trap(
+                    trap.address,
+                    trap.cs | (0 if trap.cs & 3 else ring),
+                    bool(trap.flags & arch_x86.TI_IF),
+                    trap.flags & arch_x86.TI_DPL_MASK,
+                )
+            )
         vcpu.event_address = context.event_callback_eip
         vcpu.failsafe_address = context.failsafe_callback_eip
         vcpu.failsafe_masks = bool(context.flags & arch_x86.VGCF_failsafe_disables_events)
@@ -233,7 +290,9 @@ class Contexts:
             core.set_breakpoints((first, second, third, fourth), vcpu.debugreg[7])
 
     def _load_data_segments(self, vcpu: VCpu, core: Core) -> None:
-        """Selectors other than null are read from the tables anew; one that is not there any more is the failsafe's case."""
+        """Selectors other than null are read from the tables anew; one that is not there any more is the
+        failsafe's case.
+        """
         d, q = core.d, core.q
         for register in (DS, ES, FS, GS):
             selector = d[SEG_SELECTOR[register]] & 0xFFFF

@@ -17,8 +17,9 @@ class RecentCall:
 
 @dataclass(frozen=True)
 class CrashInfo:
-    """A crashed vCPU: why, its registers (64-bit values by lower-case name), the bytes at RIP and words at RSP that its
-    page tables let one read, its last hypercalls (oldest first), and the virtual time in ns."""
+    """A crashed vCPU: why, its registers (64-bit values by lower-case name), the bytes at RIP and words at
+    RSP that its page tables let one read, its last hypercalls (oldest first), and the virtual time in ns.
+    """
 
     reason: str
     vcpu: int

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firmware.domain.crash import CrashInfo
 from firmware.domain.vcpu import VCpu
 
 if TYPE_CHECKING:
-    from firmware.console import DomainConsole
     from firmware.domain.image import KernelImage
-    from firmware.events import EventChannels
     from firmware.memory.owner import MemoryOwner
 
 
@@ -36,8 +34,12 @@ class DomainState(Enum):
 
 
 SHUTDOWN_STATES: tuple[DomainState, ...] = (
-    DomainState.POWEROFF, DomainState.REBOOT, DomainState.SUSPEND, DomainState.CRASH,
-    DomainState.WATCHDOG, DomainState.SOFT_RESET,
+    DomainState.POWEROFF,
+    DomainState.REBOOT,
+    DomainState.SUSPEND,
+    DomainState.CRASH,
+    DomainState.WATCHDOG,
+    DomainState.SOFT_RESET,
 )
 """By reason code, SHUTDOWN_poweroff (0) to SHUTDOWN_soft_reset (5) of sched.h."""
 
@@ -45,8 +47,23 @@ SHUTDOWN_STATES: tuple[DomainState, ...] = (
 class Domain:
     """A paravirtual domain."""
 
-    __slots__ = ("id", "name", "pv32", "vcpus", "memory", "vm_assist", "state", "shutdown_code", "crash", "shared_info",
-                 "events", "console", "image", "handle", "on_end")
+    __slots__ = (
+        "id",
+        "name",
+        "pv32",
+        "vcpus",
+        "memory",
+        "vm_assist",
+        "state",
+        "shutdown_code",
+        "crash",
+        "shared_info",
+        "events",
+        "console",
+        "image",
+        "handle",
+        "on_end",
+    )
 
     def __init__(self, number: int, name: str, *, pv32: bool, handle: bytes, image: KernelImage) -> None:
         self.id = number
@@ -56,8 +73,10 @@ class Domain:
         self.image = image
         self.vcpus: list[VCpu] = []
         self.memory: MemoryOwner
-        self.events: EventChannels
-        self.console: DomainConsole
+        self.events: Any
+        """Its event channels (`firmware.events.EventChannels`, a floor above)."""
+        self.console: Any
+        """Its PV console (`firmware.console.DomainConsole`, a floor above)."""
         self.vm_assist = 0
         self.state = DomainState.BUILDING
         self.shutdown_code: int | None = None

@@ -32,9 +32,24 @@ from machine.registers import (
 
 CODE_BYTES: Final = 32
 STACK_WORDS: Final = 256
-GENERAL: Final = (("rax", RAX), ("rbx", RBX), ("rcx", RCX), ("rdx", RDX), ("rsi", RSI), ("rdi", RDI), ("rbp", RBP), ("rsp", RSP),
-                  *((f"r{number}", R8 + number - 8) for number in range(8, 16)), ("rip", RIP), ("cr0", CR0), ("cr2", CR2),
-                  ("cr3", CR3), ("cr4", CR4), ("fs_base", FS_BASE), ("gs_base", GS_BASE))
+GENERAL: Final = (
+    ("rax", RAX),
+    ("rbx", RBX),
+    ("rcx", RCX),
+    ("rdx", RDX),
+    ("rsi", RSI),
+    ("rdi", RDI),
+    ("rbp", RBP),
+    ("rsp", RSP),
+    *((f"r{number}", R8 + number - 8) for number in range(8, 16)),
+    ("rip", RIP),
+    ("cr0", CR0),
+    ("cr2", CR2),
+    ("cr3", CR3),
+    ("cr4", CR4),
+    ("fs_base", FS_BASE),
+    ("gs_base", GS_BASE),
+)
 SELECTORS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
@@ -71,7 +86,9 @@ class Lifecycle:
             domain.crash = self._snapshot(running, "it reported a crash of its own (SHUTDOWN_crash)")
         state = SHUTDOWN_STATES[code] if code < len(SHUTDOWN_STATES) else DomainState.CRASH
         if state is DomainState.CRASH and domain.crash is None:
-            domain.crash = self._snapshot(domain.vcpus[0], f"it shut down for a reason that does not exist ({code})")
+            domain.crash = self._snapshot(
+                domain.vcpus[0], f"it shut down for a reason that does not exist ({code})"
+            )
         self._end(domain, state)
 
     def crash(self, vcpu: VCpu, reason: str) -> None:
@@ -103,11 +120,26 @@ class Lifecycle:
             code = self._readable(vcpu, registers["rip"], CODE_BYTES)
             width = 4 if vcpu.domain.pv32 else 8
             data = self._readable(vcpu, registers["rsp"], STACK_WORDS * width)
-            stack = [int.from_bytes(data[at:at + width], "little") for at in range(0, len(data) - width + 1, width)]
-        calls = [call for index in range(RECENT_CALLS)
-                 if (call := vcpu.recent_calls[(vcpu.recent_at + index) % RECENT_CALLS]) is not None]
-        return CrashInfo(reason, vcpu.id, self.scheduler.now(), vcpu.in_kernel, registers, code, tuple(stack),
-                         tuple(RecentCall(*call) for call in calls), not vcpu.domain.pv32)
+            stack = [
+                int.from_bytes(data[at : at + width], "little")
+                for at in range(0, len(data) - width + 1, width)
+            ]
+        calls = [
+            call
+            for index in range(RECENT_CALLS)
+            if (call := vcpu.recent_calls[(vcpu.recent_at + index) % RECENT_CALLS]) is not None
+        ]
+        return CrashInfo(
+            reason,
+            vcpu.id,
+            self.scheduler.now(),
+            vcpu.in_kernel,
+            registers,
+            code,
+            tuple(stack),
+            tuple(RecentCall(*call) for call in calls),
+            not vcpu.domain.pv32,
+        )
 
     @staticmethod
     def _readable(vcpu: VCpu, address: int, length: int) -> bytes:

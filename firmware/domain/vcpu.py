@@ -1,7 +1,7 @@
 """One virtual CPU: what Xen keeps about it while, and while not, it runs on a logical CPU.
 
-Its registers live in the core's register file while it is loaded and in `saved` otherwise. Fields follow `struct vcpu`
-and `struct pv_vcpu` of Xen 4.17; the layout of what the guest sees is in `firmware.abi`.
+Its registers live in the core's register file while it is loaded and in `saved` otherwise. Fields follow
+`struct vcpu` and `struct pv_vcpu` of Xen 4.17; the layout of what the guest sees is in `firmware.abi`.
 """
 
 from __future__ import annotations
@@ -71,14 +71,66 @@ class VCpu:
     """A virtual CPU of a PV guest."""
 
     __slots__ = (
-        "id", "domain", "core", "home", "saved", "loaded", "initialised", "space", "in_kernel", "kernel_root", "user_root",
-        "gdt_frames", "gdt_entries", "ldt_base", "ldt_entries", "kernel_sp", "kernel_ss", "gs_shadow",
-        "event_address", "event_cs", "failsafe_address", "failsafe_cs", "failsafe_masks", "syscall_address",
-        "syscall_masks", "syscall32_address", "syscall32_cs", "syscall32_masks", "sysenter_address", "sysenter_cs",
-        "sysenter_masks", "traps", "info", "cr0_ts", "cr4", "debugreg", "dr7_emul", "iopl", "nmi_pending", "nmi_masked", "pause_flags",
-        "poll_ports", "virqs", "runstate", "runstate_since", "runstate_times", "runstate_area", "time_area", "single_shot",
-        "periodic", "period_ns", "next_period", "poll_timer", "last_time", "recent_calls", "recent_at",
-        "restarted", "failsafe_pending", "storing", "entry",
+        "id",
+        "domain",
+        "core",
+        "home",
+        "saved",
+        "loaded",
+        "initialised",
+        "space",
+        "in_kernel",
+        "kernel_root",
+        "user_root",
+        "gdt_frames",
+        "gdt_entries",
+        "ldt_base",
+        "ldt_entries",
+        "kernel_sp",
+        "kernel_ss",
+        "gs_shadow",
+        "event_address",
+        "event_cs",
+        "failsafe_address",
+        "failsafe_cs",
+        "failsafe_masks",
+        "syscall_address",
+        "syscall_masks",
+        "syscall32_address",
+        "syscall32_cs",
+        "syscall32_masks",
+        "sysenter_address",
+        "sysenter_cs",
+        "sysenter_masks",
+        "traps",
+        "info",
+        "cr0_ts",
+        "cr4",
+        "debugreg",
+        "dr7_emul",
+        "iopl",
+        "nmi_pending",
+        "nmi_masked",
+        "pause_flags",
+        "poll_ports",
+        "virqs",
+        "runstate",
+        "runstate_since",
+        "runstate_times",
+        "runstate_area",
+        "time_area",
+        "single_shot",
+        "periodic",
+        "period_ns",
+        "next_period",
+        "poll_timer",
+        "last_time",
+        "recent_calls",
+        "recent_at",
+        "restarted",
+        "failsafe_pending",
+        "storing",
+        "entry",
     )
 
     def __init__(self, domain: Domain, number: int) -> None:
@@ -133,7 +185,8 @@ class VCpu:
         self.storing = False
         """In the middle of an emulated store to a page table: nothing is delivered, nobody else runs."""
         self.failsafe_pending = False
-        """A data segment could not be loaded when it was switched to: it enters its failsafe callback first."""
+        """A data segment could not be loaded when it was switched to: it enters its failsafe callback first.
+        """
         self.pause_flags = PAUSE_DOWN
         self.poll_ports: tuple[int, ...] = NO_POLL
         self.virqs: dict[int, int] = {}
@@ -163,15 +216,23 @@ class VCpu:
         return not self.pause_flags
 
     def restart(self, *arguments: int) -> None:
-        """The hypercall in progress did not finish: it is to run again with these arguments (Xen's continuation)."""
+        """The hypercall in progress did not finish: it is to run again with these arguments (Xen's
+        continuation).
+        """
         self.restarted = arguments
 
     def load_ldt(self) -> None:
         """Make the core's LDTR name this vCPU's LDT at its place in the per-domain area, or none."""
         if self.loaded:
-            start = (PERDOMAIN_COMPAT_START if self.domain.pv32 else PERDOMAIN_START) + (self.id << VCPU_SHIFT) + LDT_OFFSET
+            start = (
+                (PERDOMAIN_COMPAT_START if self.domain.pv32 else PERDOMAIN_START)
+                + (self.id << VCPU_SHIFT)
+                + LDT_OFFSET
+            )
             if self.ldt_entries:
-                self.core.set_segment(LDT, LDT_SELECTOR, start, self.ldt_entries * DESCRIPTOR_SIZE - 1, LDT_FLAGS)
+                self.core.set_segment(
+                    LDT, LDT_SELECTOR, start, self.ldt_entries * DESCRIPTOR_SIZE - 1, LDT_FLAGS
+                )
             else:
                 self.core.set_segment(LDT, 0, 0, 0, 0)
 

@@ -30,7 +30,9 @@ from firmware.memory.xen_slots import XenSlots
 class MemoryFloor:
     """Every subsystem of memory, for one machine."""
 
-    def __init__(self, memory: MachineMemory, cores: Sequence[Core], first_free: int, domains: Domains) -> None:
+    def __init__(
+        self, memory: MachineMemory, cores: Sequence[Core], first_free: int, domains: Domains
+    ) -> None:
         self._memory = memory
         self.frames = FrameTable(memory.frames)
         self.shootdown = Shootdown(cores)
@@ -51,7 +53,7 @@ class MemoryFloor:
         for part in (self.mmu, self.descriptors, self.reservation, self.grants):
             part.register(table)
 
-    # --- domains ------------------------------------------------------------------------------------------------------
+    # --- domains --------------------------------------------------------------------------------------------
 
     def add_domain(self, domain: Domain) -> None:
         """A new owner, with a per-domain area."""
@@ -81,17 +83,20 @@ class MemoryFloor:
         vcpu.kernel_root = vcpu.user_root = 0
 
     def name_frames(self, frames: Sequence[int] | np.ndarray[Any, Any]) -> None:
-        """The machine-to-phys entries of a new domain: frame `frames[pfn]` is its pfn. Frames come in runs."""
+        """The machine-to-phys entries of a new domain: frame `frames[pfn]` is its pfn. Frames come in runs.
+        """
         mfns = np.asarray(frames, dtype=np.int64)
         starts = np.flatnonzero(np.concatenate(([True], np.diff(mfns) != 1)))
         ends = np.append(starts[1:], len(mfns))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             self.m2p.set_range(int(mfns[start]), start, end - start)
 
-    # --- what contexts need (firmware.domain.context.Roots) -----------------------------------------------------------
+    # --- what contexts need (firmware.domain.context.Roots) -------------------------------------------------
 
     def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int:
-        """Reference and type of a vCPU's kernel or user root: 0 or a negative errno. Only the right ones see the M2P."""
+        """Reference and type of a vCPU's kernel or user root: 0 or a negative errno. Only the right ones see
+        the M2P.
+        """
         owner = vcpu.domain.memory
         result = self.types.get_page_and_type(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
         if not result and not owner.pv32:
@@ -110,7 +115,9 @@ class MemoryFloor:
         return self.descriptors.install_gdt(vcpu, frames, entries)
 
     def start_root(self, vcpu: VCpu, mfn: int) -> int:
-        """The root a domain is built with: pinned, and loaded by vCPU 0. 0 or a negative errno (a builder's mistake)."""
+        """The root a domain is built with: pinned, and loaded by vCPU 0. 0 or a negative errno (a builder's
+        mistake).
+        """
         owner = vcpu.domain.memory
         result = self.types.pin_root(mfn, owner) or self.take_root(vcpu, mfn, kernel=True)
         if not result:
@@ -118,13 +125,13 @@ class MemoryFloor:
             vcpu.space.root = mfn << 12
         return result
 
-    # --- what vCPUs need (firmware.vcpus.InfoPages) -------------------------------------------------------------------
+    # --- what vCPUs need (firmware.vcpus.InfoPages) ---------------------------------------------------------
 
     def take_info_frame(self, vcpu: VCpu, mfn: int) -> int:
         """A writable frame of the guest's for its vcpu_info: 0 or -EINVAL."""
         return -errno.EINVAL if self.types.get_page_and_type(mfn, vcpu.domain.memory, WRITABLE) else 0
 
-    # --- what segment loads need (firmware.traps.segments.Tables) -----------------------------------------------------
+    # --- what segment loads need (firmware.traps.segments.Tables) -------------------------------------------
 
     def reserved(self, selector: int, pv32: bool) -> int | None:
         """Xen's own descriptor for a selector in its part of the GDT."""

@@ -1,0 +1,1 @@
+"""CPU scheduling: the mechanism, and one file a policy."""

@@ -14,7 +14,8 @@ from machine.clock import Clock, Event
 from machine.memory import MachineMemory
 
 YIELD_NS: Final = 1_000
-"""What a yield costs its caller in virtual time, so that a guest that spins with it does not spin for long."""
+"""What a yield costs its caller in virtual time, so that a guest that spins with it does not spin for long.
+"""
 MOST_PORTS: Final = 128
 """SCHEDOP_poll takes no more."""
 WATCHDOGS: Final = 2
@@ -44,7 +45,9 @@ class Ends(Protocol):
 class SchedOps:
     """The hypercall and its older form."""
 
-    def __init__(self, scheduler: Scheduler, memory: MachineMemory, clock: Clock, timers: PollTimer, ends: Ends) -> None:
+    def __init__(
+        self, scheduler: Scheduler, memory: MachineMemory, clock: Clock, timers: PollTimer, ends: Ends
+    ) -> None:
         self._scheduler = scheduler
         self._memory = memory
         self._clock = clock

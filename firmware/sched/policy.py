@@ -1,7 +1,7 @@
 """What a scheduling policy is: it decides who runs where and for how long, and nothing else.
 
-The mechanism (`scheduler.py`) blocks, wakes, switches and accounts. A policy sees vCPUs only through these calls and keeps
-whatever it likes about them in its own tables. Times are virtual ns.
+The mechanism (`scheduler.py`) blocks, wakes, switches and accounts. A policy sees vCPUs only through these
+calls and keeps whatever it likes about them in its own tables. Times are virtual ns.
 """
 
 from __future__ import annotations

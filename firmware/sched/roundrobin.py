@@ -1,4 +1,6 @@
-"""Round robin as in 2004: a vCPU is placed on a logical CPU when it is made and stays there; each runs for a 10 ms slice."""
+"""Round robin as in 2004: a vCPU is placed on a logical CPU when it is made and stays there; each runs for a
+10 ms slice.
+"""
 
 from __future__ import annotations
 

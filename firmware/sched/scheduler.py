@@ -1,4 +1,6 @@
-"""The scheduling mechanism: blocking and waking, switching vCPUs on logical CPUs, and the accounting of run states."""
+"""The scheduling mechanism: blocking and waking, switching vCPUs on logical CPUs, and the accounting of run
+states.
+"""
 
 from __future__ import annotations
 
@@ -177,10 +179,14 @@ class Scheduler:
             self.write_runstate(vcpu, vcpu.runstate_area, vcpu)
 
     def write_runstate(self, vcpu: VCpu, address: int, through: VCpu) -> None:
-        """Put its vcpu_runstate_info into guest memory as `through` sees it; a guest that took the mapping away gets none."""
+        """Put its vcpu_runstate_info into guest memory as `through` sees it; a guest that took the mapping
+        away gets none.
+        """
         layout = vcpu_abi.vcpu_runstate_info
         state, since, times = vcpu.runstate, vcpu.runstate_since, tuple(vcpu.runstate_times)
-        data = (layout.w32 if vcpu.domain.pv32 else layout.w64).pack(state=state, state_entry_time=since, time=times)
+        data = (layout.w32 if vcpu.domain.pv32 else layout.w64).pack(
+            state=state, state_entry_time=since, time=times
+        )
         try:
             through.space.write(address, data)
         except HypercallError:

@@ -1,0 +1,1 @@
+"""Traps: system calls, exceptions, bounce frames, iret, emulated instructions."""

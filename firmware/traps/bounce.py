@@ -1,8 +1,9 @@
 """Bounce frames: how a 64-bit guest kernel is entered for an exception, an event, a system call or an NMI.
 
-The frame is the hardware's (RIP, CS, RFLAGS, RSP, SS) with RCX and R11 below it, the error code between where the vector
-has one, and for the failsafe callback the data segment selectors at the bottom. Bits 32 to 39 of the CS word are the
-upcall mask from before. Source: xen.h and arch-x86/xen.h (iret_context, trap_info), behaviour of create_bounce_frame.
+The frame is the hardware's (RIP, CS, RFLAGS, RSP, SS) with RCX and R11 below it, the error code between where
+the vector has one, and for the failsafe callback the data segment selectors at the bottom. Bits 32 to 39 of
+the CS word are the upcall mask from before. Source: xen.h and arch-x86/xen.h (iret_context, trap_info),
+behaviour of create_bounce_frame.
 """
 
 from __future__ import annotations
@@ -40,14 +41,18 @@ EFLAGS_RF: Final = 1 << 16
 EFLAGS_VM: Final = 1 << 17
 EFLAGS_AC: Final = 1 << 18
 CLEARED_ON_ENTRY: Final = EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_VM | EFLAGS_AC
-"""Flags an interrupt gate clears (Intel SDM volume 3, 6.12.1), and AC so that a user's cannot reach the kernel."""
+"""Flags an interrupt gate clears (Intel SDM volume 3, 6.12.1), and AC so that a user's cannot reach the
+kernel.
+"""
 
 ARCHITECTURAL_IOPL: Final = 1 << xen.VMASST_TYPE_architectural_iopl
 """vm_assist bit: the guest sees its own I/O privilege level in EFLAGS."""
 
 WORD: Final = (1 << 64) - 1
 CODE64_FLAGS: Final = 0x00A0_FB00
-"""Descriptor bits of a present, readable, accessed 64-bit code segment of DPL 3 (G, L), as a segment cache holds them."""
+"""Descriptor bits of a present, readable, accessed 64-bit code segment of DPL 3 (G, L), as a segment cache
+holds them.
+"""
 FLAT_LIMIT: Final = 0xFFFF_FFFF
 
 FIRST_BAD_STACK: Final = arch_x86.HYPERVISOR_VIRT_START + 1
@@ -74,7 +79,9 @@ class Bounce:
 
     def enter(self, vcpu: VCpu, core: Core, address: int, masks_events: bool, error: int = -1,
               failsafe: bool = False) -> None:
-        """Enter the guest kernel at `address`; `error` below 0 pushes none. BounceError when that is impossible."""
+        """Enter the guest kernel at `address`; `error` below 0 pushes none. BounceError when that is
+        impossible.
+        """
         q = core.q
         d = core.d
         info = vcpu.info

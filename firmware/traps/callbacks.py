@@ -1,7 +1,8 @@
-"""What a guest kernel registers with Xen: its virtual IDT, its callbacks, its kernel stack, its segment bases and its FPU state.
+"""What a guest kernel registers with Xen: its virtual IDT, its callbacks, its kernel stack, its segment bases
+and its FPU state.
 
-Sources: arch-x86/xen.h (trap_info), callback.h, nmi.h, arch-x86/xen-x86_64.h (SEGBASE_*); behaviour of pv/callback.c and
-pv/misc-hypercalls.c of Xen 4.17.
+Sources: arch-x86/xen.h (trap_info), callback.h, nmi.h, arch-x86/xen-x86_64.h (SEGBASE_*); behaviour of
+pv/callback.c and pv/misc-hypercalls.c of Xen 4.17.
 """
 
 from __future__ import annotations
@@ -50,11 +51,18 @@ class Callbacks:
 
     def register(self, table: HypercallTable) -> None:
         """Put the handlers into the table."""
-        for handler in (self.set_trap_table, self.set_callbacks, self.callback_op, self.nmi_op, self.stack_switch,
-                        self.set_segment_base, self.fpu_taskswitch):
+        for handler in (
+            self.set_trap_table,
+            self.set_callbacks,
+            self.callback_op,
+            self.nmi_op,
+            self.stack_switch,
+            self.set_segment_base,
+            self.fpu_taskswitch,
+        ):
             table.register(handler.__name__, handler)
 
-    # --- the virtual IDT ----------------------------------------------------------------------------------------------
+    # --- the virtual IDT ------------------------------------------------------------------------------------
 
     def set_trap_table(self, vcpu: VCpu, traps: int) -> int:
         """Hypercall 0: entries until one with address 0; a null pointer empties the table."""
@@ -75,10 +83,11 @@ class Callbacks:
         vcpu.restart(traps)
         return CONTINUE
 
-    # --- callbacks ----------------------------------------------------------------------------------------------------
+    # --- callbacks ------------------------------------------------------------------------------------------
 
     def set_callbacks(self, vcpu: VCpu, event: int, failsafe: int, syscall: int, high: int = 0) -> int:
-        """Hypercall 4. 64-bit: three addresses; 32-bit: selector and address of event and failsafe callbacks."""
+        """Hypercall 4. 64-bit: three addresses; 32-bit: selector and address of event and failsafe callbacks.
+        """
         if vcpu.domain.pv32:
             self._event(vcpu, fix_code_selector(event & 0xFFFF), failsafe, False)
             self._failsafe(vcpu, fix_code_selector(syscall & 0xFFFF), high, False)
@@ -161,7 +170,7 @@ class Callbacks:
             return 0
         return -errno.ENOSYS
 
-    # --- stack, segment bases, FPU ------------------------------------------------------------------------------------
+    # --- stack, segment bases, FPU --------------------------------------------------------------------------
 
     @staticmethod
     def stack_switch(vcpu: VCpu, ss: int, esp: int) -> int:
@@ -220,7 +229,9 @@ class Callbacks:
 def make_trap(entry: Any, pv32: bool) -> Trap:
     """An IDT entry from the guest's trap_info, its code selector fixed up to the guest's privilege."""
     selector = fix_code_selector(entry.cs) if pv32 else entry.cs | 3
-    return Trap(entry.address, selector, bool(entry.flags & arch_x86.TI_IF), entry.flags & arch_x86.TI_DPL_MASK)
+    return Trap(
+        entry.address, selector, bool(entry.flags & arch_x86.TI_IF), entry.flags & arch_x86.TI_DPL_MASK
+    )
 
 
 def fix_code_selector(selector: int) -> int:

@@ -1,8 +1,9 @@
 """The way in: what happens when a guest makes a system call or raises an exception.
 
-A `syscall` from the guest's kernel half is a hypercall, from its user half a system call of its own, bounced to the kernel's
-callback. Exceptions go to the guest's virtual IDT unless Xen has something to do about them first. Events that became
-deliverable are delivered on the way out. Behaviour of Xen 4.17's x86_64/entry.S, traps.c and pv/traps.c.
+A `syscall` from the guest's kernel half is a hypercall, from its user half a system call of its own, bounced
+to the kernel's callback. Exceptions go to the guest's virtual IDT unless Xen has something to do about them
+first. Events that became deliverable are delivered on the way out. Behaviour of Xen 4.17's x86_64/entry.S,
+traps.c and pv/traps.c.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ FPU_ERROR, ALIGNMENT, MACHINE_CHECK, SIMD_ERROR = range(16, 20)
 """Vectors (Intel SDM volume 3, table 6-1)."""
 COMPAT_HYPERCALL: Final = 0x82
 DIRECT_INT80: Final = 0x80
-HAS_ERROR_CODE: Final = frozenset((DOUBLE_FAULT, INVALID_TSS, NO_SEGMENT, STACK_ERROR, PROTECTION, PAGE_FAULT, ALIGNMENT))
+HAS_ERROR_CODE: Final = frozenset(
+    (DOUBLE_FAULT, INVALID_TSS, NO_SEGMENT, STACK_ERROR, PROTECTION, PAGE_FAULT, ALIGNMENT)
+)
 GATES_OPEN_TO_USERS: Final = frozenset((BREAKPOINT, OVERFLOW, DIRECT_INT80))
 """Vectors whose real gate lets `int n` of ring 3 through (Xen's IDT)."""
 ERROR_FROM_IDT: Final = 2
@@ -71,8 +74,24 @@ CODE_LONG: Final = 1 << 21
 SYSENTER: Final = b"\x0f\x34"
 
 VECTOR_NAMES: Final = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP", 12: "#SS",
-    13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM",
+    0: "#DE",
+    1: "#DB",
+    2: "NMI",
+    3: "#BP",
+    4: "#OF",
+    5: "#BR",
+    6: "#UD",
+    7: "#NM",
+    8: "#DF",
+    10: "#TS",
+    11: "#NP",
+    12: "#SS",
+    13: "#GP",
+    14: "#PF",
+    16: "#MF",
+    17: "#AC",
+    18: "#MC",
+    19: "#XM",
 }
 
 
@@ -99,8 +118,17 @@ class Ends(Protocol):
 class Traps:
     """System calls and exceptions of every vCPU."""
 
-    def __init__(self, memory: MachineMemory, calls: HypercallTable, bounce: Bounce, bounce32: Bounce32,
-                 writes: DirectWrites, privileged: Privileged, descriptors: DescriptorFaults, ends: Ends) -> None:
+    def __init__(
+        self,
+        memory: MachineMemory,
+        calls: HypercallTable,
+        bounce: Bounce,
+        bounce32: Bounce32,
+        writes: DirectWrites,
+        privileged: Privileged,
+        descriptors: DescriptorFaults,
+        ends: Ends,
+    ) -> None:
         self._memory = memory
         self._bytes = memory.b
         self._calls = calls
@@ -127,7 +155,7 @@ class Traps:
         self._first[PROTECTION] = self._protection
         self._first[PAGE_FAULT] = self._page_fault
 
-    # --- system calls -------------------------------------------------------------------------------------------------
+    # --- system calls ---------------------------------------------------------------------------------------
 
     def syscall(self, core: Core) -> None:
         """`syscall` at CPL 3; RIP is behind it."""
@@ -206,7 +234,14 @@ class Traps:
     def _compat_hypercall(self, vcpu: VCpu, core: Core) -> None:
         q = core.q
         number = q[RAX] & WORD32
-        arguments = (q[RBX] & WORD32, q[RCX] & WORD32, q[RDX] & WORD32, q[RSI] & WORD32, q[RDI] & WORD32, q[RBP] & WORD32)
+        arguments = (
+            q[RBX] & WORD32,
+            q[RCX] & WORD32,
+            q[RDX] & WORD32,
+            q[RSI] & WORD32,
+            q[RDI] & WORD32,
+            q[RBP] & WORD32,
+        )
         result = self._compat_call(vcpu, number, arguments)
         if result == CONTINUE:
             q[RIP] = q[RIP] - 2 & WORD32
@@ -232,7 +267,7 @@ class Traps:
                 return -errno.ENOSYS
         return self._calls.call(vcpu, number, arguments)
 
-    # --- exceptions ---------------------------------------------------------------------------------------------------
+    # --- exceptions -----------------------------------------------------------------------------------------
 
     def exception(self, core: Core, vector: int, error: int, software: bool) -> None:
         """A fault, trap or `int n` of the guest."""
@@ -261,8 +296,11 @@ class Traps:
         if trap is NO_TRAP or not trap.address:
             raise BounceError(self._unhandled(core, vector, error))
         if vector == PAGE_FAULT:
-            self._memory.store64(vcpu.info + self._cr2_offset[False], core.q[CR2]) if not vcpu.domain.pv32 else (
-                self._memory.store32(vcpu.info + self._cr2_offset[True], core.q[CR2] & WORD32))
+            self._memory.store64(
+                vcpu.info + self._cr2_offset[False], core.q[CR2]
+            ) if not vcpu.domain.pv32 else (
+                self._memory.store32(vcpu.info + self._cr2_offset[True], core.q[CR2] & WORD32)
+            )
             error = error & ~PF_USER if vcpu.in_kernel else error | PF_USER
         if vcpu.domain.pv32:
             self._bounce32.enter(vcpu, core, trap.cs, trap.address, trap.masks_events, error)
@@ -346,7 +384,11 @@ class Traps:
 
     def _page_fault(self, vcpu: VCpu, core: Core, error: int) -> None:
         address = core.q[CR2]
-        if vcpu.in_kernel and error & (PF_PRESENT | PF_WRITE) == PF_PRESENT | PF_WRITE and not error & PF_INSTRUCTION:
+        if (
+            vcpu.in_kernel
+            and error & (PF_PRESENT | PF_WRITE) == PF_PRESENT | PF_WRITE
+            and not error & PF_INSTRUCTION
+        ):
             vcpu.storing = self._writes.begin(vcpu, address, error)
             if vcpu.storing:
                 return
@@ -355,7 +397,9 @@ class Traps:
         self.inject(vcpu, core, PAGE_FAULT, error)
 
     def _descriptor_fault(self, vcpu: VCpu, core: Core, address: int) -> bool:
-        """The CPU itself read a descriptor from an LDT page that is not mapped yet. The guest sees its own LDT address."""
+        """The CPU itself read a descriptor from an LDT page that is not mapped yet. The guest sees its own
+        LDT address.
+        """
         start = PERDOMAIN_COMPAT_START if vcpu.domain.pv32 else PERDOMAIN_START
         offset = address - start - (vcpu.id << VCPU_SHIFT) - LDT_OFFSET
         if not 0 <= offset < LDT_OFFSET:
@@ -365,7 +409,7 @@ class Traps:
         core.q[CR2] = vcpu.ldt_base + offset & WORD
         return False
 
-    # --- the way out --------------------------------------------------------------------------------------------------
+    # --- the way out ----------------------------------------------------------------------------------------
 
     def deliver(self, vcpu: VCpu, core: Core) -> None:
         """A pending NMI, else pending events that are not masked: enter the guest for them."""
@@ -401,7 +445,9 @@ class Traps:
     def _failsafe(self, vcpu: VCpu, core: Core) -> None:
         """The selectors are in the frame; the registers themselves become null."""
         if vcpu.domain.pv32:
-            self._bounce32.enter(vcpu, core, vcpu.failsafe_cs, vcpu.failsafe_address, vcpu.failsafe_masks, failsafe=True)
+            self._bounce32.enter(
+                vcpu, core, vcpu.failsafe_cs, vcpu.failsafe_address, vcpu.failsafe_masks, failsafe=True
+            )
         else:
             self._bounce.enter(vcpu, core, vcpu.failsafe_address, vcpu.failsafe_masks, failsafe=True)
         for register in (DS, ES, FS, GS):
@@ -409,11 +455,13 @@ class Traps:
 
     def named_counts(self) -> dict[str, int]:
         """How often each kind of trap came, by name."""
-        counts = {VECTOR_NAMES.get(vector, f"int {vector:#x}"): count
-                  for vector, count in enumerate(self.exceptions) if count}
+        counts = {
+            VECTOR_NAMES.get(vector, f"int {vector:#x}"): count
+            for vector, count in enumerate(self.exceptions)
+            if count
+        }
         if self.system_calls:
             counts["syscall"] = self.system_calls
         if self.upcalls:
             counts["upcall"] = self.upcalls
         return counts
-

@@ -1,6 +1,7 @@
 """The iret hypercall: how a guest kernel returns from a bounce frame, to itself or to its user half.
 
-Sources: iret_context in arch-x86/xen-x86_64.h; the stack form of 32-bit guests in arch-x86/xen-x86_32.h (HYPERVISOR_iret).
+Sources: iret_context in arch-x86/xen-x86_64.h; the stack form of 32-bit guests in arch-x86/xen-x86_32.h
+(HYPERVISOR_iret).
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Iret:
         core = vcpu.core
         q = core.q
         try:
-            rax, r11, rcx, frame_flags, rip, cs, flags, rsp, ss = _FRAME.unpack(vcpu.space.read(q[RSP], _FRAME.size))
+            rax, r11, rcx, frame_flags, rip, cs, flags, rsp, ss = _FRAME.unpack(
+                vcpu.space.read(q[RSP], _FRAME.size)
+            )
         except GuestFault:
             return self._crash(vcpu, "its iret frame cannot be read")
         if cs & 3 == 3:

@@ -7,7 +7,7 @@ The answers are those of Xen 4.17 for an unprivileged PV domain on an Intel proc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from machine.core import Core
@@ -101,7 +101,7 @@ class VCpu(Protocol):
         """The domain it belongs to."""
 
     @property
-    def traps(self) -> list[Trap]:
+    def traps(self) -> Sequence[Trap]:
         """Its virtual IDT."""
 
 

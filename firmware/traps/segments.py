@@ -1,7 +1,7 @@
 """Loading a segment register for a guest, as the CPU would: from its GDT or LDT, with the CPU's checks.
 
-Sources: Intel SDM volume 3, 3.4.5 (descriptors), 5.5 (privilege checks); arch-x86/xen-x86_64.h and xen-x86_32.h for the
-selectors Xen keeps in page 14 of every GDT.
+Sources: Intel SDM volume 3, 3.4.5 (descriptors), 5.5 (privilege checks); arch-x86/xen-x86_64.h and
+xen-x86_32.h for the selectors Xen keeps in page 14 of every GDT.
 """
 
 from __future__ import annotations
@@ -82,17 +82,20 @@ class Segments:
         return self._memory.q[(frame << FRAME_SHIFT >> 3) + (index & (1 << ENTRIES_A_FRAME_SHIFT) - 1)]
 
     def load_user(self, vcpu: VCpu, core: Core, cs: int, ss: int) -> bool:
-        """CS and SS of a 64-bit guest that returns to a flat user half, the usual case; False: nothing was done.
+        """CS and SS of a 64-bit guest that returns to a flat user half, the usual case; False: nothing was
+        done.
 
-        The guest's own descriptors are looked at, but a cache that already holds what they say is not loaded again.
+        The guest's own descriptors are looked at, but a cache that already holds what they say is not loaded
+        again.
         """
         frames = vcpu.gdt_frames
         if not frames or (cs | ss) & TABLE_LDT or cs >= FIRST_PAGE_END or ss >= FIRST_PAGE_END:
             return False
         q = self._memory.q
         table = frames[0] << ENTRIES_A_FRAME_SHIFT
-        if (q[table + (cs >> 3)] | DESCRIPTOR_ACCESSED) != FLAT_CODE64 \
-                or (q[table + (ss >> 3)] | DESCRIPTOR_ACCESSED) != FLAT_DATA:
+        if (q[table + (cs >> 3)] | DESCRIPTOR_ACCESSED) != FLAT_CODE64 or (
+            q[table + (ss >> 3)] | DESCRIPTOR_ACCESSED
+        ) != FLAT_DATA:
             return False
         d = core.d
         if d[CS_FLAGS] != FLAT_CODE64 >> 32 & CACHE_FLAGS:
@@ -102,7 +105,9 @@ class Segments:
         return True
 
     def load(self, vcpu: VCpu, core: Core, register: int, selector: int) -> bool:
-        """Load one segment register at the guest's privilege; False when the CPU would refuse (nothing is changed)."""
+        """Load one segment register at the guest's privilege; False when the CPU would refuse (nothing is
+        changed).
+        """
         selector &= 0xFFFF
         long_mode = not vcpu.domain.pv32
         if selector < 4:
@@ -111,8 +116,11 @@ class Segments:
             core.set_segment(register, selector, 0, 0, 0)
             return True
         descriptor = self.descriptor(vcpu, selector)
-        if descriptor is None or not descriptor & DESCRIPTOR_PRESENT or not self._allowed(
-                descriptor, register, selector, long_mode):
+        if (
+            descriptor is None
+            or not descriptor & DESCRIPTOR_PRESENT
+            or not self._allowed(descriptor, register, selector, long_mode)
+        ):
             return False
         base = descriptor >> 16 & 0xFF_FFFF | descriptor >> 32 & 0xFF00_0000
         limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
@@ -143,12 +151,17 @@ class Segments:
         ring = selector & 3
         privilege = descriptor >> 45 & 3
         if register == CS:
-            if not descriptor & DESCRIPTOR_CODE or (descriptor & DESCRIPTOR_LONG and (
-                    descriptor & DESCRIPTOR_BIG or not long_mode)):
+            if not descriptor & DESCRIPTOR_CODE or (
+                descriptor & DESCRIPTOR_LONG and (descriptor & DESCRIPTOR_BIG or not long_mode)
+            ):
                 return False
             return privilege <= ring if descriptor & DESCRIPTOR_CONFORMING else privilege == ring
         if register == SS:
-            return not descriptor & DESCRIPTOR_CODE and bool(descriptor & DESCRIPTOR_WRITABLE) and privilege == ring
+            return (
+                not descriptor & DESCRIPTOR_CODE
+                and bool(descriptor & DESCRIPTOR_WRITABLE)
+                and privilege == ring
+            )
         if descriptor & DESCRIPTOR_CODE:
             if not descriptor & DESCRIPTOR_WRITABLE:
                 return False
