@@ -83,8 +83,7 @@ class MemoryFloor:
         vcpu.kernel_root = vcpu.user_root = 0
 
     def name_frames(self, frames: Sequence[int] | np.ndarray[Any, Any]) -> None:
-        """The machine-to-phys entries of a new domain: frame `frames[pfn]` is its pfn. Frames come in runs.
-        """
+        """The machine-to-phys entries of a new domain: frame `frames[pfn]` is its pfn, in runs."""
         mfns = np.asarray(frames, dtype=np.int64)
         starts = np.flatnonzero(np.concatenate(([True], np.diff(mfns) != 1)))
         ends = np.append(starts[1:], len(mfns))

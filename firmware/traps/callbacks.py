@@ -86,8 +86,7 @@ class Callbacks:
     # --- callbacks ------------------------------------------------------------------------------------------
 
     def set_callbacks(self, vcpu: VCpu, event: int, failsafe: int, syscall: int, high: int = 0) -> int:
-        """Hypercall 4. 64-bit: three addresses; 32-bit: selector and address of event and failsafe callbacks.
-        """
+        """Hypercall 4. 64-bit: three addresses; 32-bit: selector and address of two callbacks."""
         if vcpu.domain.pv32:
             self._event(vcpu, fix_code_selector(event & 0xFFFF), failsafe, False)
             self._failsafe(vcpu, fix_code_selector(syscall & 0xFFFF), high, False)
