@@ -205,12 +205,14 @@ class GuestSpace:
         for shift in (30, 21) if pv32 else (39, 30, 21):
             index = (at >> 3) + (va >> shift & 511)
             entry = q[index]
+            at = entry & ADDRESS
+            if pv32 and shift == 30 and entry & PRESENT:
+                continue  # a PAE L3 entry has neither rights nor an accessed bit (Intel SDM volume 3, 4.4.1)
             if not entry & PRESENT or (write and not entry & RW):
                 raise GuestFault(va)
-            if not entry & ACCESSED and not (pv32 and shift == 30):
+            if not entry & ACCESSED:
                 self._memory.store64(index << 3, entry | ACCESSED)
             rights &= entry
-            at = entry & ADDRESS
         slot = va >> 30 & 3 if pv32 else va >> 39 & 511
         if slot not in self._slots:
             self._slots.append(slot)
