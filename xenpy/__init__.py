@@ -1,13 +1,15 @@
 """A whole x86 machine in which the Xen hypervisor is firmware.
 
-The command is `xenpy.cli`; scripts and tests use `System` and what it returns.
+The command is `xenpy.cli`; importing this package loads nothing, so that it starts at once. Scripts and
+tests use `System` and what it returns.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what typing has, without loading it
 if TYPE_CHECKING:
+    from typing import Any
+
     from xenpy.guest import Guest
     from xenpy.system import Outcome, System
 

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from firmware.domain.domain import DomainState
 from machine.topology import Topology
 from xenpy.errors import BadInputError, ExitStatus, XenpyError, reason_of
-from xenpy.output import ConsoleSink, RunLog, open_output
+from xenpy.output import ConsoleSink, RunLog, open_output, write_all
 from xenpy.stops import Stops
 from xenpy.system import SECOND, Outcome, Reason, System
 from xenpy.terminal import Pacer, Terminal
@@ -73,7 +74,7 @@ class BootRun:
         self._request = request
         self._terminal: Terminal | None = None
         self._stops = stack.enter_context(Stops())
-        self._stats: TextIO | None = None
+        self._stats: FileIO | None = None
         self._log: RunLog | None = None
         self._sink = ConsoleSink(1, lambda: self._stops.requested is not None)
         self._system = stack.enter_context(System(
@@ -186,8 +187,7 @@ class BootRun:
             self.say(f"block hash {stats.block_hash}")
         if self._stats is not None:
             try:
-                stats.write(self._stats, status, why)
-                self._stats.flush()
+                write_all(self._stats, stats.json(status, why).encode())
             except OSError as error:
                 raise BadInputError(f"--stats {self._request.stats}: {reason_of(error)}") from error
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from machine.topology import MAX_CPUS, Topology
 from xenpy import __version__
 from xenpy.errors import BadInputError
-from xenpy.options import MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
+from xenpy.options import MAX_CPUS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
 from xenpy.output import show
+
+if TYPE_CHECKING:
+    from machine.topology import Topology
 
 EXIT_STATUSES = """\b
 Exit status:
@@ -24,16 +29,20 @@ Exit status:
   4    a fault of xenpy itself
   130  ctrl-C (143: SIGTERM)"""
 
+Action = Callable[[], int]
+"""What a command does, once its line is understood; returns the exit status."""
+
 
 def run(arguments: list[str]) -> int:
     """Parse and run one command line; its exit status. Raises XenpyError for everything the user can mend.
 
-    What click prints (help, version, lists) goes out through our one writer, which says why when it cannot.
+    click only parses: a command's function returns what is to be done. What click prints (help, version) goes
+    out through our one writer, which says why when it cannot.
     """
     words = io.StringIO()
     try:
-        with redirect_stdout(words):
-            status = xenpy.main(arguments, prog_name="xenpy", standalone_mode=False)
+        with redirect_stdout(words), redirect_stderr(io.StringIO()):
+            action = xenpy.main(arguments, prog_name="xenpy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
@@ -42,7 +51,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort as error:
         raise KeyboardInterrupt from error
     show(words.getvalue())
-    return int(status or 0)
+    return action() if callable(action) else int(action)
 
 
 def _hint(error: click.ClickException) -> str:
@@ -88,17 +97,18 @@ def xenpy() -> None:
 def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
          topology: Topology | None, name: str | None, seed: int, inputs: tuple[bytes, ...],
          until: re.Pattern[str] | None, within: float | None, wall: float | None, log: Path | None,
-         stats: Path | None, hash_blocks: bool) -> int:
+         stats: Path | None, hash_blocks: bool) -> Action:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
 
     The guest's console goes to stdout, everything else to stderr. With a terminal on stdin and no --input the
     keyboard is the guest's; ctrl-] ends.
     """
+    from machine.topology import Topology
     from xenpy import boot as booting
 
     if cpus is not None and topology is not None:
         raise BadInputError("--cpus and --topology say the same thing: give one of them")
-    return booting.boot(booting.BootRequest(
+    return partial(booting.boot, booting.BootRequest(
         image=image, ramdisk=ramdisk, cmdline=cmdline, memory=memory, vcpus=vcpus,
         topology=topology or Topology(cores=cpus or vcpus), name=name, seed=seed, inputs=inputs, until=until,
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
@@ -106,25 +116,24 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
 
 
 @xenpy.command(epilog=EXIT_STATUSES)
-def demo() -> int:
+def demo() -> Action:
     """Boot the built-in guest on an emulated two-core machine."""
     from xenpy import boot as booting
 
-    return booting.demo()
+    return booting.demo
 
 
 @xenpy.command()
-def guests() -> None:
+def guests() -> Action:
     """List the kernels that come along, for `xenpy boot builtin:NAME`."""
     from xenpy import images
 
-    for name, summary in images.builtin():
-        click.echo(f"{name:<10} {summary}")
+    return images.show_builtin
 
 
 @xenpy.command()
-def doctor() -> int:
+def doctor() -> Action:
     """Check that this host can run xenpy: system, Python, Unicorn build, memory, optional tools."""
     from xenpy import doctor as checks
 
-    return checks.report()
+    return checks.report

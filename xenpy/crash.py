@@ -49,7 +49,7 @@ def _registers(crash: CrashInfo) -> Iterator[str]:
     rest = [name for name in crash.registers if name not in GENERAL]
     names = known + rest
     for row in range(0, len(names), COLUMNS):
-        cells = (f"{name:>7} {crash.registers[name]:016x}" for name in names[row:row + COLUMNS])
+        cells = (f"{name:>9} {crash.registers[name]:016x}" for name in names[row:row + COLUMNS])
         yield "".join(cells)
 
 

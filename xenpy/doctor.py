@@ -13,9 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import click
-
 from xenpy.errors import ExitStatus
+from xenpy.output import show
 
 PYTHON: Final = (3, 11)
 MEMORY_MIB: Final = 512
@@ -54,11 +53,11 @@ def report() -> int:
     """Print every finding; DONE when nothing is BAD."""
     worst = ExitStatus.DONE
     for finding in findings():
-        click.echo(f"{finding.level.value:<5} {finding.subject:<20} {finding.text}")
+        show(f"{finding.level.value:<5} {finding.subject:<20} {finding.text}\n")
         if finding.level is Level.BAD:
             worst = ExitStatus.BAD_INPUT
     fine = worst is ExitStatus.DONE
-    click.echo("xenpy can run here" if fine else "xenpy cannot run here: mend what is BAD")
+    show("xenpy can run here\n" if fine else "xenpy cannot run here: mend what is BAD\n")
     return worst
 
 

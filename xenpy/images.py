@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from firmware.domain.image import ImageError, KernelImage, load_image, parse_image
-from xenpy.errors import BadInputError, reason_of
+from xenpy.errors import BadInputError, ExitStatus, reason_of
+from xenpy.output import show
 
 BUILTIN: Final = "builtin:"
 
 
-def builtin() -> Iterator[tuple[str, str]]:
-    """Name and one line about each guest that comes along."""
+def show_builtin() -> int:
+    """Print name and one line about each guest that comes along; the exit status."""
     from guests.registry import GUESTS
 
-    for name, guest in GUESTS.items():
-        yield name, guest.description
+    show("".join(f"{name:<10} {guest.description}\n" for name, guest in GUESTS.items()))
+    return ExitStatus.DONE
 
 
 def load(image: str | Path | bytes) -> KernelImage:
@@ -49,15 +49,15 @@ def read(path: Path, what: str, most: int) -> bytes:
     try:
         with path.open("rb") as file:
             if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
-                raise BadInputError(f"{path}: is a directory; give the {what} itself")
+                raise BadInputError(f"{path}: it is a folder: give the {what} itself")
             data = file.read(most + 1)
     except IsADirectoryError as error:
-        raise BadInputError(f"{path}: is a directory; give the {what} itself") from error
+        raise BadInputError(f"{path}: it is a folder: give the {what} itself") from error
     except (OSError, ValueError) as error:
         why = reason_of(error) if isinstance(error, OSError) else str(error)
         raise BadInputError(f"{path}: {why}; the {what} must be a file that can be read") from error
     if len(data) > most:
-        raise BadInputError(f"{path}: larger than the {most >> 20} MiB that the {what} may have")
+        raise BadInputError(f"{path}: it is larger than the {most >> 20} MiB that the {what} may have")
     if not data:
-        raise BadInputError(f"{path}: empty; the {what} must have contents")
+        raise BadInputError(f"{path}: it is empty: give a {what}")
     return data

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from machine.topology import Topology
 from xenpy.errors import BadInputError
 from xenpy.typing_in import keys_of
 from xenpy.watch import compile_pattern
 
+if TYPE_CHECKING:
+    from machine.topology import Topology
+
+MAX_CPUS: Final = 256
+"""What `machine.topology` allows; that module loads the whole machine, and `--help` must not."""
 MAX_VCPUS: Final = 128
 """What the interface of a PV guest has room for."""
 MIN_MEMORY_MIB: Final = 4
@@ -62,13 +66,15 @@ class Keys(click.ParamType[bytes]):
             self.fail(str(error), param, ctx)
 
 
-class Shape(click.ParamType[Topology]):
+class Shape(click.ParamType["Topology"]):
     """A topology: sockets x cores x threads."""
 
     name = "SxCxT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Topology:
         """The topology, if a machine can have it."""
+        from machine.topology import Topology
+
         try:
             return value if isinstance(value, Topology) else Topology.parse(value)
         except ValueError as error:

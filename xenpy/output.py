@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Final
 
 from xenpy.errors import BadInputError, reason_of
 
@@ -24,16 +25,20 @@ class ConsoleSink:
     trap.
     """
 
-    __slots__ = ("_descriptor", "_give_up", "failure")
+    __slots__ = ("_descriptor", "_give_up", "_gone", "failure")
 
     def __init__(self, descriptor: int, give_up: Callable[[], bool]) -> None:
         self._descriptor = descriptor
         self._give_up = give_up
+        self._gone = False
         self.failure: OSError | None = None
 
     def write(self, data: bytes) -> None:
-        """Write all of it, unless it fails or `give_up` turns true while its reader keeps it waiting."""
-        if self.failure is not None:
+        """Write all of it, unless it fails or `give_up` turns true while its reader keeps it waiting.
+
+        After either nothing more is written.
+        """
+        if self._gone:
             return
         left = memoryview(data)
         try:
@@ -41,9 +46,11 @@ class ConsoleSink:
                 if select.select([], [self._descriptor], [], PATIENCE_S)[1]:
                     left = left[os.write(self._descriptor, left[:ATOMIC]):]
                 elif self._give_up():
+                    self._gone = True
                     return
         except OSError as error:
             self.failure = error
+            self._gone = True
 
     def check(self) -> None:
         """Raise BadInputError if a write has failed."""
@@ -58,13 +65,20 @@ def show(text: str) -> None:
     sink.check()
 
 
-def open_output(path: Path, option: str) -> TextIO:
+def open_output(path: Path, option: str) -> io.FileIO:
     """Open a file that an option names for writing, before the run; BadInputError when that cannot be."""
     try:
-        return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+        return io.FileIO(path, "w")
     except (OSError, ValueError) as error:
         why = reason_of(error) if isinstance(error, OSError) else str(error)
         raise BadInputError(f"{option} {path}: {why}; name a file that can be written") from error
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of it, at once: nothing is left to fail when the file is closed. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left):]
 
 
 class RunLog:
@@ -114,10 +128,7 @@ class RunLog:
             if rest:
                 self._write(guest, rest)
         self._lines.clear()
-        try:
-            self._file.close()
-        except OSError as error:
-            self._failure = self._failure or error
+        self._file.close()
         if self._failure is not None:
             raise BadInputError(f"--log {self._path}: {reason_of(self._failure)}") from self._failure
 
@@ -125,6 +136,6 @@ class RunLog:
         text = line.decode("utf-8", "backslashreplace").rstrip("\r")
         if self._failure is None:
             try:
-                self._file.write(f"[{self._now() / 1e9:13.6f}] {source}: {text}\n")
+                write_all(self._file, f"[{self._now() / 1e9:13.6f}] {source}: {text}\n".encode())
             except OSError as error:
                 self._failure = error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TextIO
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Stats:
     block_hash: str | None = None
     """Hash over the address of every block executed by every core in order, if that was asked for."""
 
-    def write(self, file: TextIO, status: int, why: str) -> None:
-        """Write them as JSON, with the exit status and the reason of the end."""
+    def json(self, status: int, why: str) -> str:
+        """They as JSON, with the exit status and the reason of the end."""
         row = asdict(self)
         if self.block_hash is None:
             del row["block_hash"]
@@ -36,5 +35,4 @@ class Stats:
         row["python_share"] = None if self.python_share is None else round(self.python_share, 4)
         row["exit"] = status
         row["exit_reason"] = why
-        json.dump(row, file, indent=2)
-        file.write("\n")
+        return json.dumps(row, indent=2) + "\n"

@@ -96,8 +96,8 @@ class System:
 
     @property
     def now_ns(self) -> int:
-        """The machine's virtual time."""
-        return self.machine.clock.now
+        """The machine's virtual time: that of the core that is furthest."""
+        return max(self.machine.clock.now, *(core.now() for core in self.machine.cores))
 
     def add_domain(self, image: str | Path | bytes, *, name: str | None = None, memory: int = 64,
                    vcpus: int = 1, cmdline: str | bytes = "",
@@ -112,8 +112,8 @@ class System:
         line = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
         try:
             domain = self.hypervisor.create_domain(DomainConfig(
-                name=name or kernel.name, image=kernel, memory_mib=memory, vcpus=vcpus, cmdline=line,
-                ramdisk=ramdisk,
+                name=name or kernel.name.removeprefix(images.BUILTIN), image=kernel, memory_mib=memory,
+                vcpus=vcpus, cmdline=line, ramdisk=ramdisk,
             ))
         except (BuildError, DomainError) as error:
             raise BadInputError(f"{kernel.path}: {error}") from error

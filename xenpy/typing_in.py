@@ -20,8 +20,8 @@ LOOK_NS: Final = 20_000_000
 """Virtual time between two looks at the guest."""
 IDLE_LOOKS: Final = 15
 """Looks in a row that must find the guest silent and blocked (0.3 s)."""
-SILENT_LOOKS: Final = 150
-"""Looks in a row that must find it silent when it is busy (3 s)."""
+SILENT_LOOKS: Final = 75
+"""Looks in a row that must find it silent when it is busy (1.5 s)."""
 
 UNREAD_LOOKS: Final = 3000
 """Looks in a row that find it blocked on unread input before the typist gives up (60 s)."""

@@ -22,9 +22,17 @@ def spin_forever() -> bytes:
     return kernel(line("spinning"), "again:\njmp again")
 
 
+MASK_EVENTS = """
+    mov rax, -1
+    mov [rip + shared_page + shared_info.evtchn_mask], rax
+"""
+"""No event reaches a vCPU that has nowhere to take it."""
+
+
 def sleep_forever() -> bytes:
     """Says one line and blocks with every event masked."""
-    return kernel(line("sleeping"), "again:", hypercall("sched_op", 1, 0), "jmp again")
+    block = hypercall("sched_op", "SCHEDOP_block", 0)
+    return kernel(MASK_EVENTS, line("sleeping"), "again:", block, "jmp again", shared=True)
 
 
 def reboot() -> bytes:
@@ -48,13 +56,20 @@ def triple_fault() -> bytes:
 
 
 def echo() -> bytes:
-    """Asks for lines, says each back as it is read, and powers off after `q`."""
+    """Asks for lines, says each back as it is read, powers off after `q`, and sleeps in between."""
     return kernel(
+        MASK_EVENTS,
         line("echo: type, q ends"),
         """
         mov r15, [rip + console_ring]
+        jmp look
     wait:
-        call yield
+        """,
+        hypercall("sched_op", "SCHEDOP_poll", "&poll"),
+        """
+    look:
+        mov edx, [rip + console_port]
+        lock btr qword ptr [rip + shared_page + shared_info.evtchn_pending], rdx
         mov ecx, [r15 + xencons_interface.in_cons]
         cmp ecx, [r15 + xencons_interface.in_prod]
         je wait
@@ -70,9 +85,10 @@ def echo() -> bytes:
     is_line_end:
         call put_char
         cmp r14d, 113
-        jne wait
+        jne look
         mov al, 10
         call put_char
         """,
         line(FAREWELL),
+        data=("poll: .quad console_port\n.long 1, 0\n.quad 0",), shared=True,
     )

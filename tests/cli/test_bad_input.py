@@ -115,7 +115,7 @@ def test_empty_files(xenpy: Run, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
     assert f"{empty}: it is empty" in one_line(xenpy("boot", empty))
-    assert f"{empty}: empty" in one_line(xenpy("boot", "builtin:hello", "--ramdisk", empty))
+    assert f"{empty}: it is empty" in one_line(xenpy("boot", "builtin:hello", "--ramdisk", empty))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -138,7 +138,7 @@ def test_a_ramdisk_larger_than_the_memory(xenpy: Run, tmp_path: Path) -> None:
 def test_an_endless_image(xenpy: Run) -> None:
     assert "/dev/zero: it is empty" in one_line(xenpy("boot", "/dev/zero"))
     line = one_line(xenpy("boot", "builtin:hello", "--memory", 8, "--ramdisk", "/dev/zero"))
-    assert "/dev/zero: larger than the 8 MiB" in line
+    assert "/dev/zero: it is larger than the 8 MiB" in line
 
 
 def test_stdout_closed_from_the_start(xenpy: Run) -> None:

@@ -31,8 +31,8 @@ def test_report() -> None:
 guest 'debian' crashed: page fault at 0x10 with no handler set
   vCPU 1, in kernel mode, after 1.234568 s of virtual time
 registers
-    rax 000000000000dead    rbx 0000000000000010    rsp ffffffff82003f00
-    rip ffffffff81000010    cr2 0000000000000010
+      rax 000000000000dead      rbx 0000000000000010      rsp ffffffff82003f00
+      rip ffffffff81000010      cr2 0000000000000010
 instruction at 0xffffffff81000010 (start_kernel+0x10)
 > ffffffff81000010  48 8b 03                  mov rax, qword ptr [rbx]
   ffffffff81000013  ff d0                     call rax

@@ -42,7 +42,7 @@ def test_what_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_something_bad_is_a_failure(monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]) -> None:
+                                    capfd: pytest.CaptureFixture[str]) -> None:
     from machine import machine
     from machine.engine import UnsupportedEngine
 
@@ -51,6 +51,6 @@ def test_something_bad_is_a_failure(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(machine, "Machine", refuse)
     assert doctor.report() == 2
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "BAD   Unicorn build        another build. Supported builds: " in said
     assert said.endswith("xenpy cannot run here: mend what is BAD\n")

@@ -68,3 +68,12 @@ def test_versions_agree() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["project"]["version"] == __version__
+
+
+def test_the_limits_agree() -> None:
+    from firmware.hypervisor import MOST_VCPUS
+    from machine.topology import MAX_CPUS
+    from xenpy import options
+
+    assert options.MAX_CPUS == MAX_CPUS
+    assert options.MAX_VCPUS == MOST_VCPUS
