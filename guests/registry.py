@@ -29,6 +29,7 @@ _ROWS: Final = (
     Guest("spin", "runs a busy loop: `rounds=N` on the command line, 1,000 by default", 1, "spin: done",
           "rounds=20"),
     Guest("traps", "takes every exception it can and prints what it saw", 1, "traps: done"),
+    Guest("compat", "runs 32-bit code in user mode", 1, "compat: done"),
     Guest("events", "performs every event-channel operation and prints its results", 1, "events: done"),
     Guest("timer", "clocks, timers, blocking and polling", 1, "timer: done"),
     Guest("smp", "starts, locks, interrupts and stops every vCPU", 4, "smp: done"),

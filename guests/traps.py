@@ -1,36 +1,22 @@
-"""traps: takes every exception a 64-bit PV guest can, in kernel and in user mode, and prints what it saw.
-
-Each probe runs a few instructions and expects at most one trap, after which the next probe goes on. Its
-line says: vector and error code (-1: none), RIP from the probe's start, selectors, whether events were masked
-before and in the handler, RFLAGS likewise as far as a probe can know them, how far below the interrupted
-stack pointer the frame lies (kernel mode only: the user's stack is another one), CR2 for a page fault, and
-how many traps there were when it was not one. Nothing depends on machine frames, addresses or time.
-
-Vectors from 256 on stand for the system call, failsafe and NMI entries.
-"""
+"""traps: takes every exception a 64-bit PV guest can, in kernel and in user mode, and prints what it saw."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
-from guests.macros import hypercall, kernel, line, load, say, text
+from guests.macros import hypercall, line, load
+from guests.probes import (
+    AC,
+    ID,
+    IOPL,
+    NON_CANONICAL,
+    NT,
+    READ_ONLY,
+    TF,
+    UNMAPPED,
+    Probe,
+    Probing,
+)
 from guests.runtime import frame
-
-TF, IF, DF, IOPL, NT, AC, ID = 0x100, 0x200, 0x400, 0x3000, 0x4000, 0x40000, 0x200000
-KNOWN_FLAGS: Final = TF | IF | DF | IOPL | NT | AC | ID
-"""What a probe's line shows of RFLAGS; the arithmetic flags are undefined after some faults."""
-PRESENT, WRITABLE, USER, ACCESSED, DIRTY = 1, 2, 4, 0x20, 0x40
-READ_WRITE: Final = PRESENT | WRITABLE | USER | ACCESSED | DIRTY
-READ_ONLY: Final = PRESENT | USER | ACCESSED | DIRTY
-NO_EXECUTE: Final = 1 << 63
-UNMAPPED: Final = 0x7000_0000_0000
-"""An address of the lower half that nothing maps."""
-NON_CANONICAL: Final = 0x8000_0000_0000_0000
-SYSTEM_CALL, FAILSAFE, NMI = 256, 257, 258
-
-SOFTWARE: Final = {0x20: 0, 0x21: 1, 0x22: 3, 0x23: 3 | 4, 0x80: 3}
-"""Software interrupts: privilege level, and 4 where the handler starts with events masked."""
 
 DESCRIPTORS: Final = {
     "data": 0x00CF_F300_0000_FFFF, "absent": 0x00CF_7300_0000_FFFF, "code32": 0x00CF_FB00_0000_FFFF,
@@ -42,18 +28,6 @@ DESCRIPTORS: Final = {
 def selector(descriptor: str) -> int:
     """The selector of one of `DESCRIPTORS`, for ring 3."""
     return (list(DESCRIPTORS).index(descriptor) + 1) * 8 + 3
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Instructions to trap in; `before` and `after` run outside. CR2 is told from the label `near`."""
-
-    name: str
-    code: str
-    before: str = ""
-    after: str = ""
-    near: str = ""
-    user: bool = False
 
 
 def flags(value: int) -> str:
@@ -245,141 +219,6 @@ CALLBACKS: Final = (
     Probe("iret with events masked", iret("FLAT_USER_CS", "FLAT_USER_SS", 2)),
 )
 
-SEEN: Final = ("count", "vector", "error", "rip", "cs", "rflags", "rsp", "ss", "rcx", "frame", "cr2",
-               "handler_flags", "mask")
-"""What the hook notes of a probe's last trap."""
-
-_HOOK: Final = """
-probe_hook:                             # rdi -> frame: note it, then go on after the probe, in kernel mode
-    pushfq
-    pop rax
-    mov [rip + seen_handler_flags], rax
-""" + "\n".join(
-    f"mov rax, [rdi + {frame(word)}]\nmov [rip + seen_{word}], rax"
-    for word in ("vector", "error", "rip", "cs", "rflags", "rsp", "ss", "rcx")
-) + f"""
-    lea rax, [rdi + {frame("rip")}]
-    mov [rip + seen_frame], rax
-    lea rsi, [rip + shared_page]
-    movzx eax, byte ptr [rsi + vcpu_info.evtchn_upcall_mask]
-    mov [rip + seen_mask], rax
-    mov rax, [rsi + vcpu_info.arch.cr2]
-    mov [rip + seen_cr2], rax
-    inc qword ptr [rip + seen_count]
-    mov rax, [rip + probe_resume]
-    mov [rdi + {frame("rip")}], rax
-    mov rax, [rip + probe_stack]
-    mov [rdi + {frame("rsp")}], rax
-    mov qword ptr [rdi + {frame("rflags")}], 2
-    mov qword ptr [rdi + {frame("cs")}], {0xE030}
-    mov qword ptr [rdi + {frame("ss")}], FLAT_KERNEL_SS
-    ret
-
-system_call:                            # a user's system call, as a trap of its own vector
-    pop rcx
-    pop r11
-    push -1
-    push {SYSTEM_CALL}
-    jmp trap_common
-
-failsafe:                               # a return to the guest failed: the data selectors are on the stack
-    pop rcx
-    pop r11
-    add rsp, 32
-    push -1
-    push {FAILSAFE}
-    jmp trap_common
-
-nmi:
-    pop rcx
-    pop r11
-    push -1
-    push {NMI}
-    jmp trap_common
-
-enter_user:                             # rax = where; does not return: the probe's trap goes on elsewhere
-    push FLAT_USER_SS
-    lea rcx, [rip + user_stack_top]
-    push rcx
-    push 0x202
-    push FLAT_USER_CS
-    push rax
-    push 0
-    push rcx
-    push r11
-    push rax
-    mov eax, __HYPERVISOR_iret
-    syscall
-"""
-
-_REPORT: Final = f"""
-probe_report:                           # rsi = name, rdi = start, rdx = what CR2 is told from
-    {say("{rsi:s}: ")}
-    cmp qword ptr [rip + seen_count], 0
-    jne report_trap
-    {line("no trap")}
-    ret
-report_trap:
-    mov rax, [rip + seen_rip]
-    sub rax, rdi
-    mov rcx, [rip + seen_rflags]
-    and ecx, {KNOWN_FLAGS}
-    mov r8, [rip + seen_handler_flags]
-    and r8d, {KNOWN_FLAGS}
-    movzx r9d, word ptr [rip + seen_cs]
-    movzx r10d, byte ptr [rip + seen_cs + 4]
-    mov r11, [rip + seen_rip]
-    shr r11, 32
-    cmp r11d, -1
-    je report_rip
-    mov rax, [rip + seen_rip]
-report_rip:
-    {say("vector {qword ptr [rip + seen_vector]:d} error {qword ptr [rip + seen_error]:d} rip {rax:x}")}
-    {say(" cs {r9:x} ss {qword ptr [rip + seen_ss]:x} masked {r10:d} then {qword ptr [rip + seen_mask]:d}")}
-    {say(" flags {rcx:x} then {r8:x}")}
-    movzx eax, byte ptr [rip + seen_cs]
-    test al, 3
-    jnz report_count
-    mov rax, [rip + seen_rsp]
-    sub rax, [rip + seen_frame]
-    {say(" frame {rax:d}")}
-report_count:
-    cmp qword ptr [rip + seen_count], 1
-    je report_cr2
-    {say(" traps {qword ptr [rip + seen_count]:d}")}
-report_cr2:
-    cmp qword ptr [rip + seen_vector], 14
-    jne report_done
-    mov rax, [rip + seen_cr2]
-    sub rax, rdx
-    {say(" cr2 {rax:x}")}
-report_done:
-    {line("")}
-    ret
-"""
-
-_SETUP: Final = f"""
-    lea rdi, [rip + page_ro]
-    mov esi, {READ_ONLY}
-    call remap
-    lea rdi, [rip + page_nx]
-    mov rsi, {READ_WRITE | NO_EXECUTE}
-    call remap
-    lea rdi, [rip + page_hole]
-    xor esi, esi
-    {hypercall("update_va_mapping", "rdi", "rsi", "UVMF_INVLPG")}
-    lea rax, [rip + probe_hook]
-    mov [rip + trap_hook], rax
-    {hypercall("set_callbacks", "&crash", "&failsafe", "&system_call")}
-    {hypercall("stack_switch", "FLAT_KERNEL_SS", "&trap_stack_top")}
-    mov rdi, [rip + start_info_address]
-    mov rdi, [rdi + start_info.pt_base]
-    call machine_frame
-    mov [rip + user_base + mmuext_op.arg1], rax
-    {hypercall("mmuext_op", "&user_base", 1, 0, "DOMID_SELF")}
-    {line("user page tables: {rax:d}")}
-"""
-
 _GDT: Final = f"""
     lea rdi, [rip + gdt_page]
     mov esi, {READ_ONLY}
@@ -460,60 +299,25 @@ nested_done:
 """
 
 
-def _emit(group: str, probes: tuple[Probe, ...], names: list[str]) -> Iterator[str]:
-    """The code of a group of probes; their names go to the data section."""
-    yield line(f"-- {group}")
-    for probe in probes:
-        tag = f"probe{len(names)}"
-        names.append(f"{tag}_name:\n{text(probe.name)}")
-        yield "\n".join((
-            probe.before,
-            f"lea rax, [rip + {tag}_end]", "mov [rip + probe_resume], rax", "mov [rip + probe_stack], rsp",
-            "mov qword ptr [rip + seen_count], 0",
-            f"lea rax, [rip + {tag}_start]\njmp enter_user" if probe.user else "",
-            f"{tag}_start:", probe.code, "syscall" if probe.user else "",
-            f"{tag}_end:",
-            probe.after, load("rsi", f"&{tag}_name"), load("rdi", f"&{tag}_start"),
-            load("rdx", f"&{probe.near}" if probe.near else 0), "call probe_report",
-        ))
-
-
 def build() -> bytes:
     """The image."""
-    names: list[str] = []
-    main = [
-        _SETUP,
-        *_emit("exceptions", EXCEPTIONS, names),
-        *_emit("protection", PROTECTION, names),
-        *_emit("page faults", PAGE_FAULTS, names),
-        *_emit("stack", STACK, names),
-        *_emit("flags", FLAG_PROBES, names),
-        *_emit("debug registers", DEBUG, names),
-        *_emit("user mode", USER_MODE, names),
-        *_emit("callbacks", CALLBACKS, names),
-        _GDT,
-        *_emit("descriptors", DESCRIPTOR_PROBES, names),
-        line("-- results"),
-        _RESULTS,
-        _NESTED,
-        line("traps: done"),
-        "ret",
-        _HOOK, _REPORT, _NESTED_HOOK,
-    ]
-    data = [
-        *names, *(f"seen_{word}: .quad 0" for word in SEEN),
-        "probe_resume: .quad 0\nprobe_stack: .quad 0\nnested_depth: .quad 0\ngdt_frame: .quad 0",
-        "user_base: .quad MMUEXT_NEW_USER_BASEPTR, 0, 0",
-        "iopl_zero: .quad 0\niopl_one: .quad 1",
+    probing = Probing()
+    probing.group("exceptions", EXCEPTIONS)
+    probing.group("protection", PROTECTION)
+    probing.group("page faults", PAGE_FAULTS)
+    probing.group("stack", STACK)
+    probing.group("flags", FLAG_PROBES)
+    probing.group("debug registers", DEBUG)
+    probing.group("user mode", USER_MODE)
+    probing.group("callbacks", CALLBACKS)
+    probing.main.append(_GDT)
+    probing.group("descriptors", DESCRIPTOR_PROBES)
+    probing.main.extend((line("-- results"), _RESULTS, _NESTED, line("traps: done")))
+    return probing.image(_NESTED_HOOK, data=(
+        "nested_depth: .quad 0\ngdt_frame: .quad 0\niopl_zero: .quad 0\niopl_one: .quad 1",
         "register_nmi: .short CALLBACKTYPE_nmi, 0, 0, 0\n.quad nmi",
         "register_masking: .short CALLBACKTYPE_syscall, CALLBACKF_mask_events, 0, 0\n.quad system_call",
         "register_open: .short CALLBACKTYPE_syscall, 0, 0, 0\n.quad system_call",
         ".balign 4096, 0\ngdt_page: .quad 0",
         *(f".quad {descriptor}" for descriptor in DESCRIPTORS.values()), ".balign 4096, 0",
-    ]
-    bss = [
-        ".balign 4096, 0\npage_ro: .zero 4096\npage_nx: .zero 4096",
-        "page_before: .zero 4096\npage_hole: .zero 4096",
-        "trap_stack: .zero 8192\ntrap_stack_top:\nuser_stack: .zero 4096\nuser_stack_top:",
-    ]
-    return kernel(*main, data=data, bss=bss, traps=True, pages=True, trap_flags={3: 3, 4: 3, **SOFTWARE})
+    ))
