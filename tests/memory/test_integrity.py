@@ -22,7 +22,7 @@ from tests.memory.world import PlainDomain, World
 
 PAGES = 40
 FRAMES = 2304
-EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (int(os.environ.get("EX", "100")), 100)
+EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (100, 100)
 
 GOOD = 0x63
 FLAGS = draw.sampled_from(
