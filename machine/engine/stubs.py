@@ -6,9 +6,11 @@ import ctypes
 import mmap
 import re
 from importlib.resources import files
+from typing import Any
 
 from machine import registers as reg
 
+from .errors import UnsupportedEngine
 from .layout import MMU_MODES, TLB_NOTDIRTY, TSC_UNITS, UNIT_NS, CellWord, Layout, SharedWord
 from .library import Library
 
@@ -33,6 +35,7 @@ FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
 _ENTRY_STRIDE = 16
 _TIME_CELL_WORDS = 3
+_ATTEMPTS = 16
 
 
 class Stubs:
@@ -64,8 +67,6 @@ def _body(jump: int) -> int:
 
 
 def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
-    from keystone import KS_ARCH_X86, KS_MODE_64, Ks
-
     libc = ctypes.CDLL(None)
     values = {
         "ENV_ICOUNT": layout.env - layout.icount,
@@ -119,5 +120,18 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     source = re.sub(r"#.*", "", source)
     source = re.sub(r"\{(\w+)\}", lambda match: hex(values[match[1]]), source)
     entries = "".join(f"jmp {name}\n.balign {_ENTRY_STRIDE}\n" for name in NAMES)
-    encoded, _ = Ks(KS_ARCH_X86, KS_MODE_64).asm(entries + source, 0, as_bytes=True)
+    encoded, _ = _keystone().asm(entries + source, 0, as_bytes=True)
     return bytes(encoded)
+
+
+def _keystone() -> Any:
+    """An assembler that reads decimal numbers as such: now and then one of 0.9.2 takes them for hexadecimal."""
+    from keystone import KS_ARCH_X86, KS_MODE_64, Ks
+
+    tried = []  # kept: a freed one's memory, and with it its fault, would come back
+    for _ in range(_ATTEMPTS):
+        assembler = Ks(KS_ARCH_X86, KS_MODE_64)
+        tried.append(assembler)
+        if bytes(assembler.asm(".byte 10", 0, as_bytes=True)[0]) == b"\x0a":
+            return assembler
+    raise UnsupportedEngine("keystone reads decimal numbers as hexadecimal")

@@ -11,11 +11,6 @@ from tools.oracle import End, missing, record
 from xenpy.system import Reason, System
 
 NAMES = list(guests.GUESTS)
-GAPS = {"compat": "a return to Xen's 32-bit user code selector is refused"}
-"""Guests whose console is not yet real Xen's, and why."""
-MODELLED = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=GAPS[name])) if name in GAPS else name for name in NAMES
-]
 WITHIN_S = 60.0
 """Virtual seconds: far more than any of them needs."""
 WALL_S = 60.0
@@ -47,7 +42,7 @@ def test_an_unknown_guest_is_refused() -> None:
         guests.build("nothing")
 
 
-@pytest.mark.parametrize("name", MODELLED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_console_is_the_one_real_xen_gives(name: str) -> None:
     guest = guests.GUESTS[name]
     with System(cpus=guest.vcpus) as system:
