@@ -1,4 +1,4 @@
-"""Descriptors, memory_op, grants, stores to tables and guest pointers: return codes and effects, one rule at a time."""
+"""Descriptors, memory_op, grants, stores to tables and guest pointers, one rule at a time."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class TestDescriptors:
     def test_update_descriptor(self, scene: Scene) -> None:
         table = scene.table(30)
         assert scene.guest.set_gdt([table], 512) == 0
-        update = lambda at, value: scene.world.call(scene.guest.vcpu, "update_descriptor", at, value)  # noqa: E731
+
+        def update(at: int, value: int) -> int:
+            return scene.world.call(scene.guest.vcpu, "update_descriptor", at, value)
+
         assert update(table << 12 | 8, 0x00AF_9B00_0000_FFFF) == 0
         assert scene.world.entry(table, 1) == FLAT_CODE
         assert update(table << 12 | 4, FLAT_CODE) == -EINVAL
@@ -356,9 +359,11 @@ class TestGrants:
 
     def test_transfer(self, scene: Scene, neighbour: Guest) -> None:
         guest, mfn = scene.guest, scene.frames[9]
-        send = lambda ref: guest.grant_op(  # noqa: E731
-            gnt.GNTTABOP_transfer, gnt.gnttab_transfer, mfn=mfn, domid=2, ref=ref
-        )["status"]
+
+        def send(ref: int) -> int:
+            fields = {"mfn": mfn, "domid": 2, "ref": ref}
+            return guest.grant_op(gnt.GNTTABOP_transfer, gnt.gnttab_transfer, **fields)["status"]
+
         assert send(8) == gnt.GNTST_bad_page, "mapped"
         assert guest.update_va_mapping(scene.domain.va(9), 0, 0) == 0
         neighbour.grant(8, 1, 0x77, gnt.GTF_accept_transfer)

@@ -1,4 +1,4 @@
-"""Random arguments to every memory hypercall, by 64-bit and 32-bit guests: an answer always, never an exception."""
+"""Random arguments to every memory hypercall, 64-bit and 32-bit: always an answer, never an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mmu_update, update_va_mapping and mmuext_op: Xen's return codes, read-backs and counts, one rule at a time."""
+"""mmu_update, update_va_mapping and mmuext_op: Xen's codes, read-backs and counts, one rule at a time."""
 
 from __future__ import annotations
 
