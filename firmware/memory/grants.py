@@ -13,8 +13,9 @@ from typing import Any, Final
 from firmware.abi import grant_table as abi
 from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from firmware.abi.xen import DOMID_SELF
-from firmware.hypercalls import CONTINUE, HypercallTable
+from firmware.hypercalls import CONTINUE, GuestFault, HypercallTable
 from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
+from firmware.memory.grant_copy import GrantCopy
 from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
@@ -43,12 +44,13 @@ class Grants:
         self._domains = domains
         self._tables: dict[int, GrantTable] = {}
         self.max_version = 2
+        copies = GrantCopy(types, domains, self.table)
         self._commands: dict[int, Callable[[VCpu, int, int], int]] = {
             abi.GNTTABOP_map_grant_ref: self._each(abi.gnttab_map_grant_ref, self._map),
             abi.GNTTABOP_unmap_grant_ref: self._each(abi.gnttab_unmap_grant_ref, self._unmap),
             abi.GNTTABOP_unmap_and_replace: self._each(abi.gnttab_unmap_and_replace, self._unmap_and_replace),
             abi.GNTTABOP_transfer: self._each(abi.gnttab_transfer, self._transfer),
-            abi.GNTTABOP_copy: self._each(abi.gnttab_copy, self._copy),
+            abi.GNTTABOP_copy: self._each(abi.gnttab_copy, copies.copy),
             abi.GNTTABOP_swap_grant_ref: self._each(abi.gnttab_swap_grant_ref, self._swap),
             abi.GNTTABOP_setup_table: self._setup_table,
             abi.GNTTABOP_query_size: self._query_size,
@@ -373,155 +375,6 @@ class Grants:
         table.store_flags(request.ref, low & 0xFFFF | abi.GTF_transfer_completed)
         return {"status": abi.GNTST_okay}
 
-    # Copy
-
-    def _copy(self, vcpu: VCpu, request: Any) -> dict[str, int]:
-        source, dest, flags = request.source, request.dest, request.flags
-        for end, flag in ((source, abi.GNTCOPY_source_gref), (dest, abi.GNTCOPY_dest_gref)):
-            if end.domid != DOMID_SELF and not flags & flag:
-                return {"status": abi.GNTST_permission_denied}
-            if self._any_domain(vcpu, end.domid) is None:
-                return {"status": abi.GNTST_bad_domain}
-        held: list[Callable[[], None]] = []
-        try:
-            status, origin = self._claim_buffer(vcpu, source, flags & abi.GNTCOPY_source_gref, True, held)
-            if status != abi.GNTST_okay:
-                return {"status": status}
-            status, target = self._claim_buffer(vcpu, dest, flags & abi.GNTCOPY_dest_gref, False, held)
-            if status != abi.GNTST_okay:
-                return {"status": status}
-            length = request.len
-            if source.offset + length > FRAME or dest.offset + length > FRAME:
-                return {"status": abi.GNTST_bad_copy_arg}
-            for end, (_, start, size) in ((source, origin), (dest, target)):
-                if end.offset < start or end.offset + length > start + size:
-                    return {"status": abi.GNTST_general_error}
-            data = self._memory.read((origin[0] << 12) + source.offset, length)
-            self._memory.write((target[0] << 12) + dest.offset, data)
-            return {"status": abi.GNTST_okay}
-        finally:
-            for release in reversed(held):
-                release()
-
-    def _claim_buffer(
-        self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool, held: list[Callable[[], None]]
-    ) -> tuple[int, tuple[int, int, int]]:
-        """Take one end of a copy: (status, (frame, first byte, bytes)). What was taken is noted in `held`."""
-        domain = self._any_domain(vcpu, end.domid)
-        if domain is None:
-            return abi.GNTST_bad_domain, (0, 0, 0)
-        types = self._types
-        if by_reference:
-            status, buffer = self._acquire(domain, end.u & 0xFFFF_FFFF, vcpu.domain.id, readonly, held)
-            if status != abi.GNTST_okay:
-                return status, buffer
-        else:
-            buffer = (end.u, 0, FRAME)
-            if not types.get_page(end.u, domain.memory):
-                return abi.GNTST_bad_page, buffer
-            held.append(lambda: types.put_page(buffer[0]))
-        if not readonly:
-            if types.get_type(buffer[0], WRITABLE):
-                return abi.GNTST_general_error, buffer
-            held.append(lambda: types.put_type(buffer[0]))
-        return abi.GNTST_okay, buffer
-
-    def _acquire(
-        self,
-        domain: Domain,
-        ref: int,
-        domid: int,
-        readonly: bool,
-        held: list[Callable[[], None]],
-        depth: int = 0,
-    ) -> tuple[int, tuple[int, int, int]]:
-        """Use a grant for one copy (acquire_grant_for_copy): whole page, part of one, or another domain's
-        grant.
-        """
-        table = self.table(domain.memory)
-        nothing = (0, 0, 0)
-        if ref >= table.entries:
-            return abi.GNTST_bad_gntref, nothing
-        low, high = table.words(ref)
-        active = table.active.get(ref)
-        if active is not None and (active.domid != domid or active.full):
-            return abi.GNTST_general_error, nothing
-        if active is None or (not readonly and not active.writers):
-            status = table.claim(ref, low, domid, pinned=active is not None, readonly=readonly, mapping=False)
-            if status != abi.GNTST_okay:
-                return status, nothing
-        fresh = active is None
-        if active is None:
-            status, active = self._activate(table, ref, low, high, domid, readonly, held, depth)
-            if active is None:
-                return status, nothing
-        if not self._types.get_page(active.mfn, self._holder(active.mfn, table.owner)):
-            if fresh:
-                table.release(ref, active, readonly=readonly)
-            return abi.GNTST_bad_page, nothing
-        if readonly:
-            active.host_read += 1
-        else:
-            active.host_write += 1
-        used = active
-
-        def release() -> None:
-            if readonly:
-                used.host_read -= 1
-            else:
-                used.host_write -= 1
-            table.release(ref, used, readonly=readonly)
-            self._types.put_page(used.mfn)
-
-        held.append(release)
-        return abi.GNTST_okay, (active.mfn, active.start, active.length)
-
-    def _holder(self, mfn: int, owner: MemoryOwner) -> MemoryOwner:
-        if mfn >= self._types.frames.size:
-            return owner
-        return self._types.owner_of(mfn) or owner if self._types.owners[mfn] != owner.tag else owner
-
-    def _activate(
-        self,
-        table: GrantTable,
-        ref: int,
-        low: int,
-        high: int,
-        domid: int,
-        readonly: bool,
-        held: list[Callable[[], None]],
-        depth: int,
-    ) -> tuple[int, Active | None]:
-        """Begin to use an entry that was idle."""
-        flags = low & 0xFFFF
-        if table.version == 2 and flags & abi.GTF_type_mask == abi.GTF_transitive:
-            remote = self._domains.by_id(low >> 32 & 0xFFFF)
-            if depth or remote is None or flags & abi.GTF_sub_page:
-                status = abi.GNTST_general_error
-            else:
-                status, (mfn, start, length) = self._acquire(
-                    remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1
-                )
-                if status == abi.GNTST_okay:
-                    active = table.active[ref] = Active(domid, mfn, start, length, sub_page=True)
-                    return status, active
-        elif table.version == 2 and flags & abi.GTF_sub_page:
-            start, length = low >> 32 & 0xFFFF, low >> 48
-            active = table.active[ref] = Active(domid, high, start, length, sub_page=True)
-            if self._owned(table, high):
-                return abi.GNTST_okay, active
-            status = abi.GNTST_bad_page
-        else:
-            active = table.active[ref] = Active(domid, high)
-            if self._owned(table, high):
-                return abi.GNTST_okay, active
-            status = abi.GNTST_bad_page
-        table.release(ref, table.active.setdefault(ref, Active(domid, 0)), readonly=readonly)
-        return status, None
-
-    def _owned(self, table: GrantTable, mfn: int) -> bool:
-        return mfn < self._types.frames.size and self._types.owners[mfn] == table.owner.tag
-
     # The table itself
 
     def _setup_table(self, vcpu: VCpu, uop: int, count: int) -> int:
@@ -542,8 +395,6 @@ class Grants:
         return self._answer(vcpu, uop, variant, status)
 
     def _list(self, vcpu: VCpu, at: int, frames: list[int], width: int) -> int:
-        from firmware.hypercalls import GuestFault
-
         try:
             vcpu.space.write(at, b"".join(mfn.to_bytes(width, "little") for mfn in frames))
         except GuestFault:

@@ -37,7 +37,18 @@ LOW_FRAMES = 0x100
 class FrameHeap:
     """The frames nobody owns."""
 
-    __slots__ = ("_ends", "_frames", "_memory", "_shootdown", "_starts", "free", "m2p", "total", "xen")
+    __slots__ = (
+        "_ends",
+        "_frames",
+        "_memory",
+        "_shootdown",
+        "_starts",
+        "first_free",
+        "free",
+        "m2p",
+        "total",
+        "xen",
+    )
 
     def __init__(
         self, memory: MachineMemory, frames: FrameTable, shootdown: Shootdown, first_free: int
@@ -49,6 +60,7 @@ class FrameHeap:
         self._ends = [frames.size]
         self.free = frames.size - first_free
         self.total = frames.size
+        self.first_free = first_free
         self.xen = 0
         self.m2p: MachineToPhys | None = None
         low = min(LOW_FRAMES, first_free)

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 INVALID: Final = (1 << 64) - 1
 """INVALID_M2P_ENTRY: the frame is free (mm.h)."""
+FREE: Final = 0xFF
+"""Every byte of INVALID."""
 NEVER: Final = 0x55
-"""Every byte of an entry that was never set (Xen fills the table with it)."""
+"""Every byte of an entry for what is not memory (Xen fills the table with it first)."""
 SUPERPAGE: Final = 1 << 21
 SUPERPAGE_FRAMES: Final = 512
 COMPAT_LIMIT: Final = (0x1_0000_0000 - 0xF580_0000) // 4
@@ -37,8 +39,9 @@ class MachineToPhys:
         size = (self._compat_entries * 4 + SUPERPAGE - 1) // SUPERPAGE
         self._compat = heap.xen_frames(size * SUPERPAGE_FRAMES, align=SUPERPAGE_FRAMES) << 12
         self.wide = wide
-        memory.fill(self._table, memory.frames * 8, NEVER)
-        memory.fill(self._compat, self._compat_entries * 4, NEVER)
+        memory.fill(self._table, heap.first_free * 8, NEVER)
+        memory.fill(self._table + heap.first_free * 8, (memory.frames - heap.first_free) * 8, FREE)
+        memory.fill(self._compat, self._compat_entries * 4, FREE)
 
     @property
     def base(self) -> int:

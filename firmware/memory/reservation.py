@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware.abi import memory as abi
-from firmware.abi.errno import EACCES, EDOM, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi.errno import EACCES, EDOM, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from firmware.abi.xen import DOMID_SELF
 from firmware.hypercalls import CONTINUE, GuestFault, HypercallError, HypercallTable
+from firmware.memory.exchange import MAX_ORDER, SLICE_FRAMES, WORD, Exchange, frame_limit
 from firmware.memory.m2p import MachineToPhys
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.types import PageTypes
@@ -22,18 +23,12 @@ COMMAND_BITS: Final = 6
 """MEMOP_EXTENT_SHIFT: the bits above hold how many extents an interrupted call has done."""
 COMMAND_MASK: Final = (1 << COMMAND_BITS) - 1
 EXTENTS_LIMIT: Final = 0xFFFF_FFFF >> COMMAND_BITS
-MAX_ORDER: Final = 9
-"""CONFIG_DOMU_MAX_ORDER: the largest extent an unprivileged domain may ask for."""
-SLICE_FRAMES: Final = 2048
-"""Frames handled before the call is restarted."""
 MAP_LIMIT: Final = 1024
 """E820MAX."""
 M2P_START: Final = 0xFFFF_8000_0000_0000
 M2P_END: Final = 0xFFFF_8040_0000_0000
 COMPAT_M2P_START: Final = 0xF580_0000
 COMPAT_M2P_END: Final = 0xFFE0_0000
-NO_NODE: Final = 0xFF
-WORD: Final = (1 << 64) - 1
 
 
 class _Extents:
@@ -72,7 +67,7 @@ class Reservation:
             abi.XENMEM_increase_reservation: self._adjust(self._increase),
             abi.XENMEM_decrease_reservation: self._adjust(self._decrease),
             abi.XENMEM_populate_physmap: self._adjust(self._populate),
-            abi.XENMEM_exchange: self._exchange,
+            abi.XENMEM_exchange: Exchange(types, m2p, domains).exchange,
             abi.XENMEM_maximum_ram_page: self._maximum_ram_page,
             abi.XENMEM_current_reservation: self._statistic(lambda owner: owner.pages),
             abi.XENMEM_maximum_reservation: self._statistic(lambda owner: owner.maximum),
@@ -150,7 +145,7 @@ class Reservation:
                 return done
             if self._any_domain(vcpu, request.domid) is not vcpu.domain:
                 return done
-            below = self._frame_limit(request.mem_flags)
+            below = frame_limit(self._size, request.mem_flags)
             if below is None or request.extent_order > MAX_ORDER:
                 return done
             width = 4 if vcpu.domain.pv32 else 8
@@ -175,15 +170,6 @@ class Reservation:
             return extents.done
 
         return handler
-
-    def _frame_limit(self, mem_flags: int) -> int | None:
-        """Frames must lie below this number; None when the request cannot be met."""
-        if mem_flags & abi.XENMEMF_exact_node_request and abi.XENMEMF_get_node(mem_flags) != NO_NODE:
-            return None
-        bits = abi.XENMEMF_get_address_bits(mem_flags)
-        if bits == 0 or bits >= (self._size - 1).bit_length() + 12:
-            return self._size
-        return None if bits <= 12 else 1 << bits - 12
 
     def _take(self, owner: MemoryOwner, order: int, below: int) -> int | None:
         count = 1 << order
@@ -258,125 +244,6 @@ class Reservation:
         self._types.drop_own_reference(mfn)
         self._types.put_page(mfn)
         return True
-
-    # Exchange
-
-    def _exchange(self, vcpu: VCpu, arg: int, done: int) -> int:
-        """XENMEM_exchange: frames of one extent size for as many of another."""
-        if done:
-            return -EINVAL
-        variant = self._variant(vcpu, abi.xen_memory_exchange)
-        request = vcpu.space.unpack(arg, variant)
-        source, target, exchanged = request.in_, request.out, request.nr_exchanged
-        rc = self._exchange_check(vcpu, source, target, exchanged)
-        if rc is None:
-            if exchanged == source.nr_extents:
-                return 0
-            rc, exchanged = self._exchange_chunks(vcpu, source, target, exchanged)
-            if rc > 0:
-                self._store_exchanged(vcpu, variant, arg, exchanged)
-                vcpu.restart(abi.XENMEM_exchange, arg)
-                return CONTINUE
-        self._store_exchanged(vcpu, variant, arg, exchanged)
-        return rc
-
-    @staticmethod
-    def _store_exchanged(vcpu: VCpu, variant: Any, arg: int, exchanged: int) -> None:
-        vcpu.space.write(
-            arg + variant.offset["nr_exchanged"], exchanged.to_bytes(variant.sizes["nr_exchanged"], "little")
-        )
-
-    def _exchange_check(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> int | None:
-        if max(source.extent_order, target.extent_order) > MAX_ORDER:
-            return -EPERM
-        if (
-            exchanged > source.nr_extents
-            or source.domid != target.domid
-            or WORD >> source.extent_order < source.nr_extents
-            or WORD >> target.extent_order < target.nr_extents
-            or source.nr_extents << source.extent_order != target.nr_extents << target.extent_order
-        ):
-            return -EINVAL
-        if exchanged == source.nr_extents:
-            return None
-        width = 4 if vcpu.domain.pv32 else 8
-        if not vcpu.space.allowed(source.extent_start, source.nr_extents * width) or not vcpu.space.allowed(
-            target.extent_start, target.nr_extents * width
-        ):
-            return -EFAULT
-        if self._frame_limit(target.mem_flags & ~0xFF) is None:
-            return -EINVAL
-        domain = self._any_domain(vcpu, source.domid)
-        if domain is None:
-            return -ESRCH
-        return None if domain is vcpu.domain else -EPERM
-
-    def _exchange_chunks(self, vcpu: VCpu, source: Any, target: Any, exchanged: int) -> tuple[int, int]:
-        """The chunks from `exchanged` on: (0 or a negative errno, extents exchanged); 1 when there is more
-        to do.
-        """
-        in_chunk = max(target.extent_order - source.extent_order, 0)
-        out_chunk = max(source.extent_order - target.extent_order, 0)
-        bits = abi.XENMEMF_get_address_bits(target.mem_flags)
-        below = self._size if bits == 0 else min(self._size, 1 << max(bits - 12, 0))
-        budget = max(SLICE_FRAMES >> source.extent_order + in_chunk, 1)
-        for chunk in range(exchanged >> in_chunk, source.nr_extents >> in_chunk):
-            if not budget:
-                return 1, chunk << in_chunk
-            budget -= 1
-            rc = self._exchange_chunk(vcpu, source, target, chunk, (in_chunk, out_chunk), below)
-            if rc:
-                return rc, chunk << in_chunk
-        return 0, source.nr_extents
-
-    def _exchange_chunk(
-        self, vcpu: VCpu, source: Any, target: Any, chunk: int, orders: tuple[int, int], below: int
-    ) -> int:
-        owner, space, types, heap = vcpu.domain.memory, vcpu.space, self._types, self._heap
-        width = 4 if vcpu.domain.pv32 else 8
-        in_chunk, out_chunk = orders
-        stolen: list[int] = []
-        taken: list[int] = []
-        rc = 0
-        try:
-            for extent in range(1 << in_chunk):
-                at = source.extent_start + ((chunk << in_chunk) + extent) * width
-                first = int.from_bytes(space.read(at, width), "little")
-                for page in range(1 << source.extent_order):
-                    rc = types.steal(first + page, owner)
-                    if rc:
-                        break
-                    stolen.append(first + page)
-                if rc:
-                    break
-        except GuestFault:
-            rc = -EFAULT
-        count = 1 << target.extent_order
-        while not rc and len(taken) < 1 << out_chunk:
-            run = heap.run(count, count, below)
-            if run is None:
-                rc = -ENOMEM
-            else:
-                taken.append(run)
-        if rc:
-            for mfn in stolen:
-                heap.restore(owner, mfn)
-            for run in taken:
-                heap.give_back(run, count)
-            return rc
-        for mfn in stolen:
-            heap.release(mfn)
-        for extent, run in enumerate(taken):
-            heap.assign(owner, run, count)
-            at = target.extent_start + ((chunk << out_chunk) + extent) * width
-            try:
-                pfn = int.from_bytes(space.read(at, width), "little")
-                for page in range(count):
-                    self._m2p.set(run + page, pfn + page & WORD)
-                space.write(at, run.to_bytes(width, "little"))
-            except GuestFault:
-                rc = -EFAULT
-        return rc
 
     # Numbers
 
