@@ -112,7 +112,7 @@ class Hypervisor:
         contexts = Contexts(memory, self.memory.heap.xen_frame(), segments, self.memory, debug)
         self.sched_ops = SchedOps(self.scheduler, memory, machine.clock, timers, self.lifecycle)
         iret = Iret(memory, segments, self.lifecycle)
-        self.privileged = Privileged(self._cpuid, debug, self.memory.mmu.load_root)
+        self.privileged = Privileged(self._cpuid, debug, self.memory.mmu.extended.load_root)
         self.traps = Traps(
             memory,
             calls,

@@ -125,7 +125,7 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
 
 
 def _keystone() -> Any:
-    """An assembler that reads decimal numbers as such: now and then one of 0.9.2 takes them for hexadecimal."""
+    """An assembler that reads decimal numbers as such: now and then one reads hexadecimal."""
     from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
     tried = []  # kept: a freed one's memory, and with it its fault, would come back
