@@ -97,6 +97,10 @@ class Mmu:
         """Updates of single entries, for the other parts of this floor."""
         return self._update
 
+    def load_root(self, vcpu: VCpu, mfn: int) -> int:
+        """A write to CR3, emulated: the same as MMUEXT_NEW_BASEPTR. 0 or a negative errno."""
+        return self.extended.load_root(vcpu, mfn)
+
     # mmu_update
 
     def mmu_update(self, vcpu: VCpu, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
