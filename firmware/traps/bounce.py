@@ -91,10 +91,10 @@ class Bounce:
         rsp = q[RSP]
         if vcpu.in_kernel:
             cs &= ~3
-            stack = rsp & ~0xF
+            stack = rsp if failsafe else rsp & ~0xF
         else:
             enter_kernel(vcpu, core)
-            stack = vcpu.kernel_sp & ~0xF
+            stack = vcpu.kernel_sp if failsafe else vcpu.kernel_sp & ~0xF
         if FIRST_BAD_STACK <= stack < LAST_BAD_STACK:
             raise BounceError(f"its stack pointer {stack:#x} is in the hypervisor's address range")
         if not address:
