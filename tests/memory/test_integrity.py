@@ -240,7 +240,7 @@ class Integrity(RuleBasedStateMachine):
         if domain.pv32 and level == 3:
             for slot in range(4):
                 guest.scribble(va + slot * 8, domain.tables[1 + slot] << 12 | 1 if slot < 3 else 0)
-        guest.update_va_mapping(va, mfn << 12 | 0x61, 2)
+        guest.update_va_mapping(va, mfn << 12 | 0x61, 0 if content else 2)
         if pin:
             guest.extended(level - 1, mfn)
         else:
@@ -429,6 +429,8 @@ class Integrity(RuleBasedStateMachine):
         address = (
             domain.tables[-1] << 12 | slot * 8 if mapping.flags & gnt.GNTMAP_contains_pte else domain.va(slot)
         )
+        if not mapping.flags & gnt.GNTMAP_contains_pte:
+            guest.touch(address, bus)
         guest.unmap_grant(number, address, mfn << 12 if bus else 0)
 
     @action(who=WHO, ref=draw.integers(8, 11), pfn=draw.integers(2, 30))

@@ -203,6 +203,10 @@ def test_linear_page_tables(scene: Scene) -> None:
     assert update((scene.at(second, 5), l2 << 12 | 0x63)) == -EINVAL
     assert update((scene.at(second, 5), l2 << 12 | 0x61)) == 0
     assert update((scene.at(l2, 6), second << 12 | 0x61)) == -EINVAL
+    third = scene.table(31)
+    assert scene.guest.extended(xen.MMUEXT_PIN_L2_TABLE, third) == 0
+    assert update((scene.at(l2, 6), third << 12 | 0x61)) == -EINVAL, "it is itself named by another"
+    assert update((scene.at(third, 6), second << 12 | 0x61)) == -EINVAL, "it names another"
     scene.holds()
     assert scene.guest.extended(xen.MMUEXT_UNPIN_TABLE, second) == 0
     scene.holds()
@@ -347,6 +351,27 @@ def test_a_type_change_flushes_only_cores_that_ran_since(scene: Scene) -> None:
     assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
     assert core.flushes == flushes
     assert world.shootdown.filtered > 0
+
+
+def test_a_table_done_in_bulk_stamps_and_flushes_too(scene: Scene) -> None:
+    guest, world, frames = scene.guest, scene.world, scene.frames
+    core = guest.vcpu.core
+    table, former = scene.table(30), scene.table(31)
+    for slot in range(100):
+        world.memory.store64(
+            scene.at(table, slot), (former if slot == 50 else frames[slot % 28]) << 12 | 0x67
+        )
+    world.shootdown.core(core)
+    assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, former) == 0
+    assert guest.extended(xen.MMUEXT_UNPIN_TABLE, former) == 0
+    flushes = core.flushes
+    assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
+    assert core.flushes == flushes + 1, "a former table became writable"
+    scene.holds()
+    world.shootdown.core(core)
+    assert guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0
+    assert world.frames.stamps[former] == world.shootdown.clock
+    scene.holds()
 
 
 class TestPae:
