@@ -36,6 +36,7 @@ FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
 _ENTRY_STRIDE = 16
 _TIME_CELL_WORDS = 3
 _ATTEMPTS = 16
+_DISP8 = 128
 
 
 class Stubs:
@@ -71,6 +72,9 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     values = {
         "ENV_ICOUNT": layout.env - layout.icount,
         "ENV_OPAQUE": layout.env - layout.opaque,
+        "ENV_OWNER": layout.env - layout.owner,
+        "INLINE_CHECK": int.from_bytes(_inline_check(layout)[:8], "little"),
+        "INLINE_PADDING": int.from_bytes(_inline_check(layout)[8:], "little"),
         "UC_EMU_STOP": library.address("uc_emu_stop"),
         "CHECK_EXIT_REQUEST": library.address("helper_check_exit_request_x86_64"),
         "TB_LOOKUP": library.address("tcg_tb_lookup_x86_64"),
@@ -122,6 +126,14 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     entries = "".join(f"jmp {name}\n.balign {_ENTRY_STRIDE}\n" for name in NAMES)
     encoded, _ = _keystone().asm(entries + source, 0, as_bytes=True)
     return bytes(encoded)
+
+
+def _inline_check(layout: Layout) -> bytes:
+    """What replaces the 12 bytes in front of a block's call: sub dword ptr [rbp - icount], 1; jns; nops."""
+    distance = layout.env - layout.icount
+    if not 0 < distance <= _DISP8:
+        raise UnsupportedEngine("the block budget is too far from the registers")
+    return bytes((0x83, 0x6D, 256 - distance, 1, 0x79, 11, 0x0F, 0x1F, 0x44, 0, 0, 0x90))
 
 
 def _keystone() -> Any:

@@ -4,10 +4,28 @@
 
 # Block entry, in place of helper_check_exit_request(uc, from_memory_access). rbp is env in translated code.
 # Takes one unit from the budget; at 0 (or on an exit request, high half negative) the block does not run.
+# Every block begins with 17 bytes for this call: movabs rdi, uc; xor esi, esi; call. The first time a block calls, they become
+# sub dword ptr [rbp - 16], 1; jns behind the call; nops; call check_inline_end: from then on the block takes its unit itself.
 check:
     sub dword ptr [rbp - {ENV_ICOUNT}], 1
     js check_end
+    mov rax, [rsp]
+    cmp word ptr [rax - 17], 0xbf48
+    jne check_done
+    cmp word ptr [rax - 7], 0xf633
+    jne check_done
+    cmp byte ptr [rax - 5], 0xe8
+    jne check_done
+    lea rcx, [rip + check_inline_end]
+    sub rcx, rax
+    mov dword ptr [rax - 4], ecx
+    movabs rdx, {INLINE_CHECK}
+    mov qword ptr [rax - 17], rdx
+    mov dword ptr [rax - 9], {INLINE_PADDING}
+check_done:
     ret
+check_inline_end:
+    mov rdi, [rbp - {ENV_OWNER}]
 check_end:
     add dword ptr [rbp - {ENV_ICOUNT}], 1
     cmp dword ptr [rbp - {ENV_ICOUNT}], 0
