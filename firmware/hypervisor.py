@@ -55,6 +55,7 @@ FIRST_FREE_FRAME: Final = 16
 LEGACY_VCPUS: Final = 32
 """vCPUs whose vcpu_info lies in the shared_info page (XEN_LEGACY_MAX_VCPUS)."""
 MOST_VCPUS: Final = 128
+FRAME_SHIFT: Final = 12
 SECOND: Final = 1_000_000_000
 
 
@@ -195,6 +196,8 @@ class Hypervisor:
             self._populate(domain, config, pages)
         except BaseException:
             memory.remove_domain(domain)
+            if domain.shared_info:
+                memory.heap.release_xen(domain.shared_info >> FRAME_SHIFT)
             raise
         self._next_domain += 1
         self.lifecycle.domains[number] = domain
@@ -238,6 +241,8 @@ class Hypervisor:
             raise DomainError(
                 f"the page tables built for domain {config.name!r} are not valid: this is a fault of xenpy"
             )
+        for ring in (built.console_mfn, built.store_mfn):
+            memory.hold(domain, ring)
         first.initialised = True
         first.entry = start_of_day(
             pv32=domain.pv32, rip=built.entry, stack=built.stack_va, start_info=built.start_info_va
@@ -312,5 +317,6 @@ class Hypervisor:
         self.store.release(domain.id)
         self.store.remove_domain(domain.id)
         self.memory.remove_domain(domain)
+        self.memory.heap.release_xen(domain.shared_info >> FRAME_SHIFT)
         self.lifecycle.domains.pop(domain.id, None)
         domain.state = DomainState.DYING
