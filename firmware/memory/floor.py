@@ -47,6 +47,8 @@ class MemoryFloor:
         self.reservation = Reservation(self.types, self.m2p, domains)
         self.grants = Grants(self.types, self.mmu.update, domains)
         self.ptwr = Ptwr(self.types, self.mmu.update)
+        self.held: dict[int, list[int]] = {}
+        """By domain: frames of its own that Xen or a backend writes by their machine address."""
 
     def register(self, table: HypercallTable) -> None:
         """Put every memory hypercall into the table."""
@@ -67,6 +69,8 @@ class MemoryFloor:
         for vcpu in domain.vcpus:
             if vcpu is not None:
                 self._drop_vcpu(vcpu)
+        for mfn in self.held.pop(domain.id, ()):
+            self.types.put_page_and_type(mfn)
         self.grants.release(owner)
         while self.types.release_all(owner):
             pass
@@ -128,7 +132,16 @@ class MemoryFloor:
 
     def take_info_frame(self, vcpu: VCpu, mfn: int) -> int:
         """A writable frame of the guest's for its vcpu_info: 0 or -EINVAL."""
-        return -errno.EINVAL if self.types.get_page_and_type(mfn, vcpu.domain.memory, WRITABLE) else 0
+        return self.hold(vcpu.domain, mfn)
+
+    def hold(self, domain: Domain, mfn: int) -> int:
+        """A frame of a domain's that is written by its machine address from now on: as long as the domain
+        lives it keeps its owner and is no table. 0 or -EINVAL.
+        """
+        if self.types.get_page_and_type(mfn, domain.memory, WRITABLE):
+            return -errno.EINVAL
+        self.held.setdefault(domain.id, []).append(mfn)
+        return 0
 
     # --- what segment loads need (firmware.traps.segments.Tables) -------------------------------------------
 
