@@ -315,6 +315,7 @@ class Hypervisor:
             self.scheduler.remove(vcpu)
         self._connections.pop(domain.id, None)
         self.store.release(domain.id)
+        self.privileged.ports.forget(domain.id)
         self.store.remove_domain(domain.id)
         self.memory.remove_domain(domain)
         self.memory.heap.release_xen(domain.shared_info >> FRAME_SHIFT)
