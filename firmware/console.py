@@ -26,7 +26,7 @@ INDEX_MASK: Final = (1 << 32) - 1
 MOST_AT_ONCE: Final = 1 << 16
 """console_io writes this many bytes before the call is restarted for the rest."""
 BYTE_NS: Final = 10
-"""What a byte of so long a text costs in virtual time, so that one call cannot go on for ever."""
+"""What a byte costs in virtual time, so that a flood takes the guest's time and not only the host's."""
 
 
 class DomainConsole:
@@ -131,8 +131,8 @@ class ConsoleIo:
             return -errno.EPERM
         part = min(count, MOST_AT_ONCE)
         vcpu.domain.console.print(vcpu.space.read(buffer, part))
+        vcpu.core.charge(part * BYTE_NS)
         if part < count:
-            vcpu.core.charge(part * BYTE_NS)
             vcpu.restart(command, count - part, buffer + part)
             return CONTINUE
         return 0
