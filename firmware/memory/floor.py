@@ -74,6 +74,7 @@ class MemoryFloor:
         self.grants.release(owner)
         while self.types.release_all(owner):
             pass
+        self.grants.free_table(owner)
         self.reservation.forget(domain.id)
         self.descriptors.remove(domain.id).release(self.heap)
         self.types.remove_owner(owner)

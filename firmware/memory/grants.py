@@ -88,8 +88,14 @@ class Grants:
             if mapping is not None:
                 self._drop(mapping, mapping.flags, mapping.flags & abi.GNTMAP_device_map)
                 table.mappings[handle] = None
-        if not table.active:
+
+    def free_table(self, owner: MemoryOwner) -> None:
+        """Give back the table's own frames, which nothing maps any more, unless others still use its grants."""
+        table = self._tables.get(owner.id)
+        if table is not None and not table.active:
             del self._tables[owner.id]
+            for mfn in (*table.frames, *table.status_frames):
+                self._types.heap.release_xen(mfn)
 
     def grant_table_op(self, vcpu: VCpu, cmd: int, uop: int, count: int) -> int:
         """Hypercall: `count` operations of one kind."""
