@@ -78,7 +78,7 @@ def with_neighbour(body: str, *, cpus: int = 1, vcpus: int = 1) -> Iterator[tupl
     with System(cpus=cpus, memory=64) as system:
         free = system.hypervisor.memory.heap.free
         hostile = system.add_domain(image(body), name="hostile", memory=MIB, vcpus=vcpus)
-        neighbour = system.add_domain("builtin:spin", memory=MIB, cmdline="rounds=300")
+        neighbour = system.add_domain("builtin:spin", memory=MIB, cmdline="rounds=3")
         domain = system.hypervisor.lifecycle.domains[hostile.id]
         yield system, domain
         system.run(until=lambda: hostile.ended, within=0.002, wall=WALL_S)
