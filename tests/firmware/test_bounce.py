@@ -35,8 +35,11 @@ class Tables:
         self.ldt: dict[int, int] = {}
 
     def reserved(self, selector: int, pv32: bool) -> int | None:
-        flat = {0xE019: RING1_CODE, 0xE021: RING1_DATA, 0xE02B: RING1_CODE | 3 << 45, 0xE033: DATA} if pv32 else {
-            0xE023: RING1_CODE | 3 << 45, 0xE02B: DATA, 0xE033: CODE}
+        flat = (
+            {0xE019: RING1_CODE, 0xE021: RING1_DATA, 0xE02B: RING1_CODE | 3 << 45, 0xE033: DATA}
+            if pv32
+            else {0xE023: RING1_CODE | 3 << 45, 0xE02B: DATA, 0xE033: CODE}
+        )
         return next((value for known, value in flat.items() if known & ~7 == selector & ~7), None)
 
     def ldt_frame(self, vcpu: VCpu, page: int) -> int | None:
@@ -123,7 +126,9 @@ class TestBounce64:
         assert (entry.core.q[GS_BASE], entry.vcpu.gs_shadow) == (0xBBBB, 0xAAAA)
         assert (entry.core.bank, entry.selector(CS)) == (0, 0xE033)
 
-    @pytest.mark.parametrize(("before", "masks", "after"), [(0, False, 0), (0, True, 1), (1, False, 1), (1, True, 1)])
+    @pytest.mark.parametrize(
+        ("before", "masks", "after"), [(0, False, 0), (0, True, 1), (1, False, 1), (1, True, 1)]
+    )
     def test_the_mask_goes_into_the_frame(self, before: int, masks: bool, after: int) -> None:
         entry = Entry()
         entry.world.memory.store8(entry.vcpu.info + 1, before)
@@ -156,8 +161,20 @@ class TestBounce64:
         entry.bounce.enter(entry.vcpu, entry.machine_core, HANDLER, False, failsafe=True)
         assert entry.words(11)[:7] == (0x2222, 0x3333, 0x18, 0x20, 0x28, 0x30, 0x1111)
 
-    @pytest.mark.parametrize("stack", [HOLE + 0x100, RO_PAGE + 0x100, HOLE + 16, 0xFFFF_8000_0000_0010, 0xFFFF_87FF_FFFF_FFF0,
-                                       0xFFFF_8800_0000_0050, 1 << 47, 0, 8])
+    @pytest.mark.parametrize(
+        "stack",
+        [
+            HOLE + 0x100,
+            RO_PAGE + 0x100,
+            HOLE + 16,
+            0xFFFF_8000_0000_0010,
+            0xFFFF_87FF_FFFF_FFF0,
+            0xFFFF_8800_0000_0050,
+            1 << 47,
+            0,
+            8,
+        ],
+    )
     def test_a_stack_that_is_no_good_crashes(self, stack: int) -> None:
         entry = Entry()
         entry.core.q[RSP] = stack
@@ -191,8 +208,12 @@ class TestBounce32:
         assert entry.world.byte(entry.vcpu.info + 1) == 1
 
     def test_bad_ones_crash(self) -> None:
-        for cs, ss, stack, address in ((0xE019, 0x10, KERNEL_STACK, 1), (0x99, 0xE021, KERNEL_STACK, 1),
-                                       (0xE019, 0xE021, HOLE + 8, 1), (0xE019, 0xE021, KERNEL_STACK, 0)):
+        for cs, ss, stack, address in (
+            (0xE019, 0x10, KERNEL_STACK, 1),
+            (0x99, 0xE021, KERNEL_STACK, 1),
+            (0xE019, 0xE021, HOLE + 8, 1),
+            (0xE019, 0xE021, KERNEL_STACK, 0),
+        ):
             entry = Entry(pv32=True)
             entry.core.set_cs(0xE02B, 0, 0xFFFF_FFFF, 0)
             entry.vcpu.kernel_ss, entry.vcpu.kernel_sp = ss, stack
@@ -200,11 +221,20 @@ class TestBounce32:
                 entry.bounce32.enter(entry.vcpu, entry.machine_core, cs, address, False)
 
 
-def returning(entry: Entry, *, flags: int = 0, rip: int = 0x5000, cs: int = 0xE033, rflags: int = 0x202, ss: int = 0xE02B,
-              at: int = STACK - 8) -> int:
+def returning(
+    entry: Entry,
+    *,
+    flags: int = 0,
+    rip: int = 0x5000,
+    cs: int = 0xE033,
+    rflags: int = 0x202,
+    ss: int = 0xE02B,
+    at: int = STACK - 8,
+) -> int:
     """The iret hypercall with this frame."""
-    frame = arch_x86.iret_context.w64.pack(rax=0x77, r11=0x88, rcx=0x99, flags=flags, rip=rip, cs=cs, rflags=rflags,
-                                           rsp=0x6000, ss=ss)
+    frame = arch_x86.iret_context.w64.pack(
+        rax=0x77, r11=0x88, rcx=0x99, flags=flags, rip=rip, cs=cs, rflags=rflags, rsp=0x6000, ss=ss
+    )
     entry.vcpu.space.write(at, frame)
     entry.core.q[RSP] = at
     return entry.iret.iret(entry.vcpu)
@@ -241,7 +271,9 @@ class TestIret64:
         entry.vcpu.user_root = USER_ROOT
         returning(entry, flags=arch_x86.VGCF_in_syscall, cs=0x33, ss=0x2B)
         assert (entry.core.q[RCX], entry.core.q[R11]) == (0x5000, 0x202)
-        assert (entry.selector(CS), entry.selector(SS)) == (0xE033, 0xE02B), "sysret knows one selector of each"
+        assert (entry.selector(CS), entry.selector(SS)) == (0xE033, 0xE02B), (
+            "sysret knows one selector of each"
+        )
         assert entry.faults.injected == []
 
     def test_what_crashes_the_domain(self) -> None:
@@ -258,10 +290,17 @@ class TestIret64:
             returning(entry, cs=0xE030, rflags=0x202 | 1 << 12)
             assert entry.vcpu.iopl == expected
 
-    @pytest.mark.parametrize(("cs", "ss", "fault"), [
-        (0x1230, 0xE02B, (13, 0x1230)), (0, 0xE02B, (13, 0)), (0xE02B, 0xE02B, (13, 0xE028)),
-        (0xE033, 0x1230, (13, 0x1230)), (0xE033, 0, (13, 0)), (0xE033, 0xE033, (13, 0xE030)),
-    ])
+    @pytest.mark.parametrize(
+        ("cs", "ss", "fault"),
+        [
+            (0x1230, 0xE02B, (13, 0x1230)),
+            (0, 0xE02B, (13, 0)),
+            (0xE02B, 0xE02B, (13, 0xE028)),
+            (0xE033, 0x1230, (13, 0x1230)),
+            (0xE033, 0, (13, 0)),
+            (0xE033, 0xE033, (13, 0xE030)),
+        ],
+    )
     def test_selectors_that_cannot_be_loaded_fault(self, cs: int, ss: int, fault: tuple[int, int]) -> None:
         entry = Entry()
         entry.vcpu.user_root = USER_ROOT
@@ -319,19 +358,38 @@ class TestSegments:
         assert entry.segments.load(entry.vcpu, entry.machine_core, DS, selector)
         core: PlainCore = entry.core
         from machine.registers import SEG_BASE, SEG_FLAGS, SEG_LIMIT
+
         assert (core.q[SEG_BASE[DS]], core.d[SEG_LIMIT[DS]]) == (0x1234_5678, 0xF_9ABC_FFF)
         assert core.d[SEG_FLAGS[DS]] == 0x00C0_F300
 
-    @pytest.mark.parametrize(("register", "descriptor", "rpl", "allowed"), [
-        (DS, DATA, 3, True), (DS, DATA, 0, True), (DS, DATA & ~(3 << 45), 3, False), (DS, DATA & ~(1 << 41), 3, True),
-        (DS, CODE, 3, True), (DS, CODE & ~(1 << 41), 3, False), (DS, CODE & ~(3 << 45), 3, False),
-        (DS, CODE & ~(3 << 45) | CONFORMING, 3, True), (DS, DATA & ~PRESENT, 3, False), (DS, DATA & ~(1 << 44), 3, False),
-        (DS, 0, 3, False),
-        (SS, DATA, 3, True), (SS, DATA, 2, False), (SS, DATA & ~(1 << 41), 3, False), (SS, CODE, 3, False),
-        (CS, CODE, 3, True), (CS, CODE, 2, False), (CS, DATA, 3, False), (CS, CODE & ~(3 << 45), 3, False),
-        (CS, CODE & ~(3 << 45) | CONFORMING, 3, True), (CS, CODE | 1 << 54, 3, False), (CS, RING1_CODE | 3 << 45, 3, True),
-        (CS, CODE & ~PRESENT, 3, False),
-    ])
+    @pytest.mark.parametrize(
+        ("register", "descriptor", "rpl", "allowed"),
+        [
+            (DS, DATA, 3, True),
+            (DS, DATA, 0, True),
+            (DS, DATA & ~(3 << 45), 3, False),
+            (DS, DATA & ~(1 << 41), 3, True),
+            (DS, CODE, 3, True),
+            (DS, CODE & ~(1 << 41), 3, False),
+            (DS, CODE & ~(3 << 45), 3, False),
+            (DS, CODE & ~(3 << 45) | CONFORMING, 3, True),
+            (DS, DATA & ~PRESENT, 3, False),
+            (DS, DATA & ~(1 << 44), 3, False),
+            (DS, 0, 3, False),
+            (SS, DATA, 3, True),
+            (SS, DATA, 2, False),
+            (SS, DATA & ~(1 << 41), 3, False),
+            (SS, CODE, 3, False),
+            (CS, CODE, 3, True),
+            (CS, CODE, 2, False),
+            (CS, DATA, 3, False),
+            (CS, CODE & ~(3 << 45), 3, False),
+            (CS, CODE & ~(3 << 45) | CONFORMING, 3, True),
+            (CS, CODE | 1 << 54, 3, False),
+            (CS, RING1_CODE | 3 << 45, 3, True),
+            (CS, CODE & ~PRESENT, 3, False),
+        ],
+    )
     def test_the_processors_checks(self, register: int, descriptor: int, rpl: int, allowed: bool) -> None:
         entry = Entry()
         selector = entry.descriptor(4, descriptor) & ~3 | rpl

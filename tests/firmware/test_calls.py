@@ -1,15 +1,14 @@
-"""The hypercall table and the calls that need no machine: multicall, version, callbacks, debug registers, console, privileged."""
+"""The hypercall table and calls that need no machine: multicall, version, callbacks, debugging, console."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from firmware.abi import arch_x86, callback, features, nmi, physdev, version, xen
-from firmware.abi.errno import EACCES, EFAULT, EINVAL, ENODEV, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
-from firmware.console import DomainConsole
+from firmware.abi import arch_x86, callback, features, nmi, version, xen
+from firmware.abi.errno import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM
 from firmware.domain.vcpu import NO_TRAP, PAUSE_BLOCKED, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, ROWS, GuestFault, HypercallTable
 from firmware.multicall import LONGEST, Multicall
@@ -19,7 +18,17 @@ from firmware.traps.debug import DebugRegisters
 from firmware.traps.segments import Segments
 from firmware.version import Version
 from machine.registers import FS_BASE, GS, GS_BASE, SEG_SELECTOR
-from tests.firmware.world import BAD_POINTERS, BASE, HOLE, NON_CANONICAL, NUMBERS, RO_PAGE, XEN_ADDRESS, World, core_of
+from tests.firmware.world import (
+    BAD_POINTERS,
+    BASE,
+    HOLE,
+    NON_CANONICAL,
+    NUMBERS,
+    RO_PAGE,
+    XEN_ADDRESS,
+    World,
+    core_of,
+)
 
 MASK = (1 << 64) - 1
 
@@ -85,13 +94,16 @@ class TestTable:
 
         def faulting(vcpu: Any, argument: int) -> int:
             raise GuestFault(argument)
+
         table.register("mca", faulting)
         assert table.call(SimpleNamespace(domain=SimpleNamespace(pv32=False)), 48, (1,)) == -EFAULT
 
 
 def entries(*calls: tuple[int, ...]) -> bytes:
     pack = xen.multicall_entry.w64.pack
-    return b"".join(pack(op=op, result=0xDEAD, args=(*arguments, 0, 0, 0, 0, 0, 0)[:6]) for op, *arguments in calls)
+    return b"".join(
+        pack(op=op, result=0xDEAD, args=(*arguments, 0, 0, 0, 0, 0, 0)[:6]) for op, *arguments in calls
+    )
 
 
 def results(vcpu: VCpu, count: int, at: int = BASE) -> list[int]:
@@ -101,9 +113,26 @@ def results(vcpu: VCpu, count: int, at: int = BASE) -> list[int]:
 
 class TestMulticall:
     def test_results_stand_in_the_entries(self, world: World, vcpu: VCpu) -> None:
-        at = world.poke(vcpu, entries((17, 0, 0), (17, 99, 0), (63,), (MASK,), (13, BASE, 1), (17, version.XENVER_extraversion, HOLE)))
+        at = world.poke(
+            vcpu,
+            entries(
+                (17, 0, 0),
+                (17, 99, 0),
+                (63,),
+                (MASK,),
+                (13, BASE, 1),
+                (17, version.XENVER_extraversion, HOLE),
+            ),
+        )
         assert world.call(vcpu, "multicall", at, 6) == 0
-        assert results(vcpu, 6) == [4 << 16 | 17, -ENOSYS & MASK, -ENOSYS & MASK, -ENOSYS & MASK, -EINVAL & MASK, -EFAULT & MASK]
+        assert results(vcpu, 6) == [
+            4 << 16 | 17,
+            -ENOSYS & MASK,
+            -ENOSYS & MASK,
+            -ENOSYS & MASK,
+            -EINVAL & MASK,
+            -EFAULT & MASK,
+        ]
 
     def test_the_count_is_its_low_half(self, world: World, vcpu: VCpu) -> None:
         at = world.poke(vcpu, entries((17, 0, 0), (17, 0, 0)))
@@ -133,6 +162,7 @@ class TestMulticall:
         def iret(caller: VCpu) -> int:
             calls.append(caller)
             return 0x1234
+
         world.calls.register("iret", iret)
         at = world.poke(vcpu, entries((17, 0, 0), (23,), (17, 0, 0)))
         assert world.call(vcpu, "multicall", at, 3) == 0x1234
@@ -169,13 +199,19 @@ class TestMulticall:
         at = world.poke(vcpu32, data)
         assert world.call(vcpu32, "multicall", at, 2) == 0
         assert vcpu32.space.unpack(at, layout).result == 4 << 16 | 17
-        assert vcpu32.space.unpack(at + layout.size, layout).result == -ENOSYS & 0xFFFF_FFFF, "set_segment_base is 64-bit's"
+        assert vcpu32.space.unpack(at + layout.size, layout).result == -ENOSYS & 0xFFFF_FFFF, (
+            "set_segment_base is 64-bit's"
+        )
 
 
 class TestVersion:
     def test_texts_fill_their_fields(self, world: World, vcpu: VCpu) -> None:
-        for command, length in ((version.XENVER_extraversion, 16), (version.XENVER_capabilities, 1024),
-                                (version.XENVER_changeset, 64), (version.XENVER_compile_info, 144)):
+        for command, length in (
+            (version.XENVER_extraversion, 16),
+            (version.XENVER_capabilities, 1024),
+            (version.XENVER_changeset, 64),
+            (version.XENVER_compile_info, 144),
+        ):
             vcpu.space.write(BASE, b"\xff" * (length + 1))
             assert world.call(vcpu, "xen_version", command, BASE) == 0
             text = vcpu.space.read(BASE, length + 1)
@@ -195,8 +231,12 @@ class TestVersion:
         assert world.call(vcpu, "xen_version", version.XENVER_get_features, BASE) == 0
         submap = vcpu.space.unpack(BASE, layout).submap
         assert {bit for bit in range(32) if submap >> bit & 1} == {
-            features.XENFEAT_mmu_pt_update_preserve_ad, features.XENFEAT_highmem_assist, features.XENFEAT_gnttab_map_avail_bits,
-            features.XENFEAT_memory_op_vnode_supported, features.XENFEAT_not_direct_mapped}
+            features.XENFEAT_mmu_pt_update_preserve_ad,
+            features.XENFEAT_highmem_assist,
+            features.XENFEAT_gnttab_map_avail_bits,
+            features.XENFEAT_memory_op_vnode_supported,
+            features.XENFEAT_not_direct_mapped,
+        }
         world.poke(vcpu, layout.pack(submap_idx=1))
         assert world.call(vcpu, "xen_version", version.XENVER_get_features, BASE) == -EINVAL
 
@@ -211,7 +251,9 @@ class TestVersion:
         assert world.call(vcpu, "xen_version", version.XENVER_pagesize, 1) == -EINVAL
         assert world.call(vcpu, "xen_version", version.XENVER_guest_handle, BASE) == 0
         assert vcpu.space.read(BASE, 16) == bytes(range(16))
-        assert [world.call(vcpu, "xen_version", number, BASE) for number in (11, 99, 0xFFFF_FFFF)] == [-ENOSYS] * 3
+        assert [world.call(vcpu, "xen_version", number, BASE) for number in (11, 99, 0xFFFF_FFFF)] == [
+            -ENOSYS
+        ] * 3
         for command in (1, 2, 3, 4, 5, 6, 8, 9):
             for pointer in BAD_POINTERS:
                 assert world.call(vcpu, "xen_version", command, pointer) == -EFAULT
@@ -230,11 +272,20 @@ class TestVersion:
 class TestCallbacks:
     def test_the_trap_table(self, world: World, vcpu: VCpu) -> None:
         layout = arch_x86.trap_info.w64
-        at = world.poke(vcpu, layout.pack(vector=14, flags=4, cs=0xE030, address=0x1000)
-                        + layout.pack(vector=0x80, flags=3, cs=0x10, address=0x2000) + layout.pack(vector=1))
+        at = world.poke(
+            vcpu,
+            layout.pack(vector=14, flags=4, cs=0xE030, address=0x1000)
+            + layout.pack(vector=0x80, flags=3, cs=0x10, address=0x2000)
+            + layout.pack(vector=1),
+        )
         assert world.call(vcpu, "set_trap_table", at) == 0
         page_fault, call = vcpu.traps[14], vcpu.traps[0x80]
-        assert (page_fault.address, page_fault.cs, page_fault.masks_events, page_fault.dpl) == (0x1000, 0xE033, True, 0)
+        assert (page_fault.address, page_fault.cs, page_fault.masks_events, page_fault.dpl) == (
+            0x1000,
+            0xE033,
+            True,
+            0,
+        )
         assert (call.address, call.cs, call.masks_events, call.dpl) == (0x2000, 0x13, False, 3)
         assert world.call(vcpu, "set_trap_table", 0) == 0
         assert set(vcpu.traps) == {NO_TRAP}
@@ -247,23 +298,30 @@ class TestCallbacks:
         assert vcpu.traps[3].address == 0x1000, "those before the bad one are taken"
 
     def test_an_endless_table_is_restarted(self, world: World, vcpu: VCpu) -> None:
-        world.poke(vcpu, arch_x86.trap_info.w64.pack(vector=3, address=0x1000) * (LONGEST_TABLE + 1) + bytes(16))
+        world.poke(
+            vcpu, arch_x86.trap_info.w64.pack(vector=3, address=0x1000) * (LONGEST_TABLE + 1) + bytes(16)
+        )
         assert world.calls.call(vcpu, 0, (BASE,)) == CONTINUE
         assert vcpu.restarted == (BASE + 16 * LONGEST_TABLE,)
         assert core_of(vcpu).charged > 0
         vcpu.restarted = None
         assert world.call(vcpu, "set_trap_table", BASE) == 0
 
-    @pytest.mark.parametrize(("kind", "address", "masks"), [
-        (callback.CALLBACKTYPE_event, "event_address", ""), (callback.CALLBACKTYPE_failsafe, "failsafe_address", "failsafe_masks"),
-        (callback.CALLBACKTYPE_syscall, "syscall_address", "syscall_masks"),
-        (callback.CALLBACKTYPE_syscall32, "syscall32_address", "syscall32_masks"),
-        (callback.CALLBACKTYPE_sysenter, "sysenter_address", "sysenter_masks"),
-    ])
+    @pytest.mark.parametrize(
+        ("kind", "address", "masks"),
+        [
+            (callback.CALLBACKTYPE_event, "event_address", ""),
+            (callback.CALLBACKTYPE_failsafe, "failsafe_address", "failsafe_masks"),
+            (callback.CALLBACKTYPE_syscall, "syscall_address", "syscall_masks"),
+            (callback.CALLBACKTYPE_syscall32, "syscall32_address", "syscall32_masks"),
+            (callback.CALLBACKTYPE_sysenter, "sysenter_address", "sysenter_masks"),
+        ],
+    )
     def test_registering(self, world: World, vcpu: VCpu, kind: int, address: str, masks: str) -> None:
         def register(where: int, flags: int = 0) -> int:
             world.poke(vcpu, callback.callback_register.w64.pack(type=kind, flags=flags, address=where))
             return world.call(vcpu, "callback_op", callback.CALLBACKOP_register, BASE)
+
         assert register(0x4000, callback.CALLBACKF_mask_events) == 0
         assert getattr(vcpu, address) == 0x4000
         assert not masks or getattr(vcpu, masks)
@@ -285,7 +343,11 @@ class TestCallbacks:
         assert (vcpu.event_address, vcpu.failsafe_address, vcpu.syscall_address) == (1, 0, 3)
         assert world.call(vcpu32, "set_callbacks", 0xE018, 0x1000, 0xE019, 0x2000) == 0
         assert (vcpu32.event_cs, vcpu32.event_address, vcpu32.failsafe_cs, vcpu32.failsafe_address) == (
-            0xE019, 0x1000, 0xE019, 0x2000)
+            0xE019,
+            0x1000,
+            0xE019,
+            0x2000,
+        )
 
     def test_nmis(self, world: World, vcpu: VCpu) -> None:
         world.poke(vcpu, nmi.xennmi_callback.w64.pack(handler_address=0x9000))
@@ -324,14 +386,26 @@ class TestDebugRegisters:
 
     def test_addresses(self, world: World, vcpu: VCpu) -> None:
         for number in range(4):
-            for value, expected in ((0, 0), (NON_CANONICAL - 1, 0), (0xFFFF_8800_0000_0000, 0), (MASK, 0),
-                                    (NON_CANONICAL, -EPERM), (XEN_ADDRESS, -EPERM), (0xFFFF_87FF_FFFF_FFFF, -EPERM)):
+            for value, expected in (
+                (0, 0),
+                (NON_CANONICAL - 1, 0),
+                (0xFFFF_8800_0000_0000, 0),
+                (MASK, 0),
+                (NON_CANONICAL, -EPERM),
+                (XEN_ADDRESS, -EPERM),
+                (0xFFFF_87FF_FFFF_FFFF, -EPERM),
+            ):
                 assert self.set(world, vcpu, number, value) == expected
                 if not expected:
                     assert world.call(vcpu, "get_debugreg", number) == value
 
     def test_status_and_control_have_fixed_bits(self, world: World, vcpu: VCpu) -> None:
-        assert [world.call(vcpu, "get_debugreg", number) for number in (4, 5, 6, 7)] == [0xFFFF_0FF0, 0x400, 0xFFFF_0FF0, 0x400]
+        assert [world.call(vcpu, "get_debugreg", number) for number in (4, 5, 6, 7)] == [
+            0xFFFF_0FF0,
+            0x400,
+            0xFFFF_0FF0,
+            0x400,
+        ]
         for number in (4, 6):
             assert self.set(world, vcpu, number, 0xFFFF_FFFF) == 0
             assert world.call(vcpu, "get_debugreg", 6) == 0xFFFF_EFFF
@@ -362,110 +436,3 @@ class TestDebugRegisters:
         for number in (8, 15, 0xFFFF_FFFF):
             assert self.set(world, vcpu, number, 0) == -ENODEV
             assert world.call(vcpu, "get_debugreg", number) == -ENODEV
-
-
-class TestPrivileged:
-    @pytest.mark.parametrize(("name", "size", "interface"), [("platform_op", 136, 0x0300_0000), ("sysctl", 136, 0x15),
-                                                              ("domctl", 144, 0x15)])
-    def test_the_structure_is_looked_at_before_the_rights(self, world: World, vcpu: VCpu, name: str, size: int,
-                                                          interface: int) -> None:
-        assert world.call(vcpu, name, HOLE) == -EFAULT
-        world.poke(vcpu, bytes(size))
-        assert world.call(vcpu, name, BASE) == -EACCES
-        world.poke(vcpu, bytes(4) + interface.to_bytes(4, "little"))
-        assert world.call(vcpu, name, BASE) == -EPERM
-
-    def test_physical_devices(self, world: World, vcpu: VCpu) -> None:
-        for level, expected in ((0, 0), (1, 0), (3, 0), (4, -EINVAL), (1 << 31, -EINVAL)):
-            world.poke(vcpu, physdev.physdev_set_iopl.w64.pack(iopl=level))
-            assert world.call(vcpu, "physdev_op", physdev.PHYSDEVOP_set_iopl, BASE) == expected
-        assert vcpu.iopl == 3 << 12
-        world.poke(vcpu, physdev.physdev_set_iobitmap.w64.pack(nr_ports=65537))
-        assert world.call(vcpu, "physdev_op", physdev.PHYSDEVOP_set_iobitmap, BASE) == -EINVAL
-        for command in (physdev.PHYSDEVOP_map_pirq, physdev.PHYSDEVOP_apic_write, physdev.PHYSDEVOP_pci_device_add):
-            assert world.call(vcpu, "physdev_op", command, BASE) == -EPERM
-        assert world.call(vcpu, "physdev_op", 99, BASE) == -ENOSYS
-
-    def test_other_kinds_of_domain(self, world: World, vcpu: VCpu) -> None:
-        assert world.call(vcpu, "xenpmu_op", 0, 0) == -EOPNOTSUPP
-        assert world.call(vcpu, "hvm_op", 0, HOLE) == -EFAULT
-        for domid, expected in ((xen.DOMID_SELF, -EINVAL), (1, -EINVAL), (77, -ESRCH)):
-            world.poke(vcpu, domid.to_bytes(2, "little") + bytes(14))
-            assert world.call(vcpu, "hvm_op", 1, BASE) == expected
-        assert world.call(vcpu, "hvm_op", 99, BASE) == -ENOSYS
-
-
-class TestConsole:
-    PAGE = 16 << 12
-
-    def make(self, world: World) -> tuple[DomainConsole, list[int]]:
-        told: list[int] = []
-        return DomainConsole(world.memory, self.PAGE, lambda: told.append(1)), told
-
-    def put(self, world: World, producer: int, consumer: int, out: bool = True) -> None:
-        cons, prod = (3080, 3084) if out else (3072, 3076)
-        world.memory.store32(self.PAGE + cons, consumer)
-        world.memory.store32(self.PAGE + prod, producer)
-
-    def test_output_wraps_in_the_ring_and_in_the_index(self, world: World) -> None:
-        console, told = self.make(world)
-        ring = self.PAGE + 1024
-        start = 0xFFFF_FFFE
-        for offset, byte in enumerate(b"hello"):
-            world.memory.store8(ring + (start + offset & 2047), byte)
-        self.put(world, start + 5 & 0xFFFF_FFFF, start)
-        console.serve()
-        assert console.output == b"hello"
-        assert world.memory.d[(self.PAGE + 3080) >> 2] == 3
-        assert told == [1]
-
-    @pytest.mark.parametrize("count", [2049, 1 << 31, (1 << 32) - 1])
-    def test_indices_that_make_no_sense_lose_the_output(self, world: World, count: int) -> None:
-        console, _ = self.make(world)
-        self.put(world, count, 0)
-        console.serve()
-        assert console.output == b""
-        assert console.drain() == 0
-
-    def test_a_full_ring(self, world: World) -> None:
-        console, _ = self.make(world)
-        world.memory.fill(self.PAGE + 1024, 2048, 0x41)
-        self.put(world, 2048 + 7, 7)
-        console.serve()
-        assert console.output == b"A" * 2048
-
-    def test_input_waits_for_room(self, world: World) -> None:
-        console, told = self.make(world)
-        text = bytes(range(256)) * 6
-        assert console.feed(text) == 1024
-        assert told == [1]
-        assert world.memory.read(self.PAGE, 1024) == text[:1024]
-        world.memory.store32(self.PAGE + 3072, 1000)
-        console.serve()
-        assert len(console.pending_input) == 0
-        assert world.memory.d[(self.PAGE + 3076) >> 2] == len(text)
-        assert world.memory.read(self.PAGE, 512) == text[1024:]
-        assert console.unread == 536
-
-    def test_hostile_input_indices_write_nowhere_else(self, world: World) -> None:
-        console, _ = self.make(world)
-        self.put(world, 0x8000_0000, 5, out=False)
-        before = world.memory.read(self.PAGE + 1024, 2048), world.memory.read(self.PAGE + 4096, 4096)
-        assert console.feed(b"x" * 4000) == 0
-        self.put(world, 0xFFFF_FFFF, 0xFFFF_FFFF, out=False)
-        console.serve()
-        assert (world.memory.read(self.PAGE + 1024, 2048), world.memory.read(self.PAGE + 4096, 4096)) == before
-
-    def test_the_hypercall(self, world: World, vcpu: VCpu) -> None:
-        from firmware.console import MOST_AT_ONCE, ConsoleIo
-        world.register(ConsoleIo())
-        console, _ = self.make(world)
-        vcpu.domain.console = cast(Any, console)
-        world.poke(vcpu, b"text")
-        assert world.call(vcpu, "console_io", xen.CONSOLEIO_write, 4, BASE) == 0
-        assert console.output == b"text"
-        assert world.call(vcpu, "console_io", xen.CONSOLEIO_write, 4, HOLE - 2) == -EFAULT
-        assert world.call(vcpu, "console_io", xen.CONSOLEIO_read, 4, BASE) == -EPERM
-        assert world.call(vcpu, "console_io", 7, 4, BASE) == -EPERM
-        assert world.calls.call(vcpu, 18, (xen.CONSOLEIO_write, MOST_AT_ONCE + 9, BASE)) == CONTINUE
-        assert vcpu.restarted == (xen.CONSOLEIO_write, 9, BASE + MOST_AT_ONCE)

@@ -26,8 +26,9 @@ def op(world: World, vcpu: VCpu, command: int, layout: Any, /, **fields: int) ->
 
 
 def unbound(world: World, vcpu: VCpu, remote: int = xen.DOMID_SELF) -> int:
-    result, answer = op(world, vcpu, ec.EVTCHNOP_alloc_unbound, ec.evtchn_alloc_unbound, dom=xen.DOMID_SELF,
-                        remote_dom=remote)
+    result, answer = op(
+        world, vcpu, ec.EVTCHNOP_alloc_unbound, ec.evtchn_alloc_unbound, dom=xen.DOMID_SELF, remote_dom=remote
+    )
     assert result == 0
     return int(answer.port)
 
@@ -92,7 +93,10 @@ class TestAllocation:
     def test_the_2_level_abi_has_so_many(self, world: World, pv32: bool, limit: int) -> None:
         vcpu = world.domain(2, pv32=pv32).vcpus[0]
         assert [ipi(world, vcpu) for _ in range(limit - 1)] == list(range(1, limit))
-        for command, layout in ((ec.EVTCHNOP_bind_ipi, ec.evtchn_bind_ipi), (ec.EVTCHNOP_bind_virq, ec.evtchn_bind_virq)):
+        for command, layout in (
+            (ec.EVTCHNOP_bind_ipi, ec.evtchn_bind_ipi),
+            (ec.EVTCHNOP_bind_virq, ec.evtchn_bind_virq),
+        ):
             assert op(world, vcpu, command, layout)[0] == -ENOSPC
         assert simple(world, vcpu, ec.EVTCHNOP_close, 700) == 0
         assert unbound(world, vcpu) == 700
@@ -100,15 +104,24 @@ class TestAllocation:
     def test_whom_it_may_be_for(self, world: World, vcpu: VCpu) -> None:
         world.domain(2)
         for dom, expected in ((1, 0), (xen.DOMID_SELF, 0), (2, -EPERM), (0, -EPERM), (NOBODY, -ESRCH)):
-            assert op(world, vcpu, ec.EVTCHNOP_alloc_unbound, ec.evtchn_alloc_unbound, dom=dom, remote_dom=2)[0] == expected
+            assert (
+                op(world, vcpu, ec.EVTCHNOP_alloc_unbound, ec.evtchn_alloc_unbound, dom=dom, remote_dom=2)[0]
+                == expected
+            )
 
 
 class TestInterdomain:
     def test_two_domains_talk(self, world: World, vcpu: VCpu) -> None:
         other = world.domain(2).vcpus[0]
         offered = unbound(world, vcpu, 2)
-        result, answer = op(world, other, ec.EVTCHNOP_bind_interdomain, ec.evtchn_bind_interdomain, remote_dom=1,
-                            remote_port=offered)
+        result, answer = op(
+            world,
+            other,
+            ec.EVTCHNOP_bind_interdomain,
+            ec.evtchn_bind_interdomain,
+            remote_dom=1,
+            remote_port=offered,
+        )
         assert result == 0
         assert other.domain.events.is_pending(answer.local_port), "an event may have been lost before"
         forget(world, other)
@@ -123,8 +136,14 @@ class TestInterdomain:
     def test_closing_one_end_leaves_the_other_unbound(self, world: World, vcpu: VCpu) -> None:
         other = world.domain(2).vcpus[0]
         offered = unbound(world, vcpu, 2)
-        _, answer = op(world, other, ec.EVTCHNOP_bind_interdomain, ec.evtchn_bind_interdomain, remote_dom=1,
-                       remote_port=offered)
+        _, answer = op(
+            world,
+            other,
+            ec.EVTCHNOP_bind_interdomain,
+            ec.evtchn_bind_interdomain,
+            remote_dom=1,
+            remote_port=offered,
+        )
         assert simple(world, other, ec.EVTCHNOP_close, answer.local_port) == 0
         _, state = status(world, vcpu, offered)
         assert state.status == ec.EVTCHNSTAT_unbound
@@ -135,8 +154,15 @@ class TestInterdomain:
         world.domain(2)
         mine, bound = unbound(world, vcpu, 2), ipi(world, vcpu)
         bind = (ec.EVTCHNOP_bind_interdomain, ec.evtchn_bind_interdomain)
-        for dom, port, expected in ((NOBODY, 1, -ESRCH), (0, 1, -EINVAL), (2, 1, -EINVAL), (1, mine, -EINVAL),
-                                    (1, bound, -EINVAL), (1, 0, -EINVAL), (1, 1 << 31, -EINVAL)):
+        for dom, port, expected in (
+            (NOBODY, 1, -ESRCH),
+            (0, 1, -EINVAL),
+            (2, 1, -EINVAL),
+            (1, mine, -EINVAL),
+            (1, bound, -EINVAL),
+            (1, 0, -EINVAL),
+            (1, 1 << 31, -EINVAL),
+        ):
             assert op(world, vcpu, *bind, remote_dom=dom, remote_port=port)[0] == expected, (dom, port)
 
     def test_a_port_of_the_backend_calls_it(self, world: World, vcpu: VCpu) -> None:
@@ -195,11 +221,16 @@ class TestPorts:
         assert [status(world, vcpu, 1, dom)[0] for dom in (1, 2, 0, NOBODY)] == [0, -EPERM, -EPERM, -ESRCH]
 
     def test_where_a_port_notifies(self, world: World, vcpu: VCpu) -> None:
-        port, timer, debug = unbound(world, vcpu), virq(world, vcpu, xen.VIRQ_TIMER)[1], virq(world, vcpu, xen.VIRQ_CONSOLE)[1]
+        port, timer, debug = (
+            unbound(world, vcpu),
+            virq(world, vcpu, xen.VIRQ_TIMER)[1],
+            virq(world, vcpu, xen.VIRQ_CONSOLE)[1],
+        )
         inter = ipi(world, vcpu)
 
         def move(number: int, target: int) -> int:
             return op(world, vcpu, ec.EVTCHNOP_bind_vcpu, ec.evtchn_bind_vcpu, port=number, vcpu=target)[0]
+
         assert [move(number, 1) for number in (port, debug, timer, inter, 0, 63)] == [0, 0] + [-EINVAL] * 4
         assert move(port, 3) == -ENOENT
         assert move(1 << 20, 3) == -ENOENT
@@ -219,7 +250,14 @@ class TestPorts:
         other = world.domain(2).vcpus[0]
         vcpu.domain.events.connect_backend(lambda: None)
         offered = unbound(world, other, 1)
-        op(world, vcpu, ec.EVTCHNOP_bind_interdomain, ec.evtchn_bind_interdomain, remote_dom=2, remote_port=offered)
+        op(
+            world,
+            vcpu,
+            ec.EVTCHNOP_bind_interdomain,
+            ec.evtchn_bind_interdomain,
+            remote_dom=2,
+            remote_port=offered,
+        )
         virq(world, vcpu, xen.VIRQ_TIMER)
         reset = (ec.EVTCHNOP_reset, ec.evtchn_reset)
         assert [op(world, vcpu, *reset, dom=dom)[0] for dom in (2, 0, NOBODY)] == [-EPERM, -EPERM, -ESRCH]
@@ -237,8 +275,10 @@ class TestPorts:
 
 
 class TestDelivery:
-    @pytest.mark.parametrize(("pv32", "port", "word"), [(False, 63, 0), (False, 64, 1), (False, 4095, 63), (True, 31, 0),
-                                                         (True, 32, 1), (True, 1023, 31)])
+    @pytest.mark.parametrize(
+        ("pv32", "port", "word"),
+        [(False, 63, 0), (False, 64, 1), (False, 4095, 63), (True, 31, 0), (True, 32, 1), (True, 1023, 31)],
+    )
     def test_the_selector_has_a_bit_a_word(self, world: World, pv32: bool, port: int, word: int) -> None:
         vcpu = world.domain(2, pv32=pv32).vcpus[0]
         while ipi(world, vcpu) != port:
@@ -251,9 +291,17 @@ class TestDelivery:
         port = ipi(world, vcpu)
         mask(world, vcpu.domain, port)
         simple(world, vcpu, ec.EVTCHNOP_send, port)
-        assert (vcpu.domain.events.is_pending(port), selector(world, vcpu), world.byte(vcpu.info)) == (True, 0, 0)
+        assert (vcpu.domain.events.is_pending(port), selector(world, vcpu), world.byte(vcpu.info)) == (
+            True,
+            0,
+            0,
+        )
         assert simple(world, vcpu, ec.EVTCHNOP_unmask, port) == 0
-        assert (vcpu.domain.events.is_masked(port), selector(world, vcpu), world.byte(vcpu.info)) == (False, 1, 1)
+        assert (vcpu.domain.events.is_masked(port), selector(world, vcpu), world.byte(vcpu.info)) == (
+            False,
+            1,
+            1,
+        )
 
     def test_an_event_already_pending_is_not_told_again(self, world: World, vcpu: VCpu) -> None:
         first, second = ipi(world, vcpu), ipi(world, vcpu)
@@ -302,11 +350,17 @@ class TestArguments:
         short = command == ec.EVTCHNOP_reset and pointer == BAD_POINTERS[2]  # two bytes are all it reads
         assert world.call(vcpu, "event_channel_op", command, pointer) == (-EPERM if short else -EFAULT)
 
-    @pytest.mark.parametrize("command", [ec.EVTCHNOP_bind_ipi, ec.EVTCHNOP_bind_virq, ec.EVTCHNOP_alloc_unbound])
+    @pytest.mark.parametrize(
+        "command", [ec.EVTCHNOP_bind_ipi, ec.EVTCHNOP_bind_virq, ec.EVTCHNOP_alloc_unbound]
+    )
     def test_an_answer_that_cannot_be_written(self, world: World, vcpu: VCpu, command: int) -> None:
         frame = vcpu.space.translate(RO_PAGE, write=False)
-        world.memory.write(frame, ec.evtchn_alloc_unbound.w64.pack(dom=xen.DOMID_SELF, remote_dom=0)
-                           if command == ec.EVTCHNOP_alloc_unbound else bytes(12))
+        world.memory.write(
+            frame,
+            ec.evtchn_alloc_unbound.w64.pack(dom=xen.DOMID_SELF, remote_dom=0)
+            if command == ec.EVTCHNOP_alloc_unbound
+            else bytes(12),
+        )
         assert world.call(vcpu, "event_channel_op", command, RO_PAGE) == -EFAULT
         assert vcpu.domain.events.ports[1].state is not State.FREE, "the port stays bound, as in Xen"
 
@@ -329,8 +383,10 @@ class TestArguments:
         source = random.Random(4)
         for _ in range(4000):
             who = source.choice((vcpu, other))
-            data = b"".join(source.choice((0, 1, 2, 3, 5, 63, 64, 0x7FF0, source.getrandbits(32))).to_bytes(4, "little")
-                            for _ in range(6))
+            data = b"".join(
+                source.choice((0, 1, 2, 3, 5, 63, 64, 0x7FF0, source.getrandbits(32))).to_bytes(4, "little")
+                for _ in range(6)
+            )
             world.poke(who, data)
             result = world.call(who, "event_channel_op", source.randrange(16), BASE)
             assert -EEXIST <= result <= 0 or result in (-EINVAL, -ENOSPC, -ENOSYS)
@@ -338,6 +394,10 @@ class TestArguments:
             for number, port in enumerate(domain.events.ports):
                 if port.state is State.INTERDOMAIN:
                     peer = world.domains[port.remote_domain].events.ports[port.remote_port]
-                    assert (peer.state, peer.remote_domain, peer.remote_port) == (State.INTERDOMAIN, domain.id, number)
+                    assert (peer.state, peer.remote_domain, peer.remote_port) == (
+                        State.INTERDOMAIN,
+                        domain.id,
+                        number,
+                    )
                 if port.state is State.VIRQ:
                     assert domain.vcpus[port.vcpu].virqs[port.virq] == number or port.vcpu == 0

@@ -94,7 +94,9 @@ class TestRoundRobin:
 
 
 class TestRunStates:
-    @pytest.mark.parametrize(("flag", "state"), [(PAUSE_BLOCKED, BLOCKED), (PAUSE_DOWN, OFFLINE), (PAUSE_CONTROL, OFFLINE)])
+    @pytest.mark.parametrize(
+        ("flag", "state"), [(PAUSE_BLOCKED, BLOCKED), (PAUSE_DOWN, OFFLINE), (PAUSE_CONTROL, OFFLINE)]
+    )
     def test_by_what_keeps_it(self, flag: int, state: int) -> None:
         world = World()
         vcpu = up(world, 1)[0]
@@ -125,8 +127,12 @@ class TestRunStates:
 class Step:
     """Random operations on a few vCPUs."""
 
-    kinds = st.tuples(st.sampled_from(("hold", "release", "unblock", "yield", "run", "time")), st.integers(0, 4),
-                      st.sampled_from(FLAGS), st.integers(0, 3 * SLICE_NS))
+    kinds = st.tuples(
+        st.sampled_from(("hold", "release", "unblock", "yield", "run", "time")),
+        st.integers(0, 4),
+        st.sampled_from(FLAGS),
+        st.integers(0, 3 * SLICE_NS),
+    )
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

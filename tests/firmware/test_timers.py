@@ -11,7 +11,7 @@ from firmware.domain.vcpu import DEFAULT_PERIOD, PAUSE_BLOCKED, PAUSE_POLLING, V
 from firmware.sched.ops import ALL_TAKEN
 from firmware.timers import FAR_FUTURE, LONGEST_PERIOD, MILLISECOND, WRAPPED_DELAY
 from tests.firmware.test_events import forget, ipi, mask, virq
-from tests.firmware.world import BAD_POINTERS, BASE, HOLE, NON_CANONICAL, XEN_ADDRESS, World, core_of
+from tests.firmware.world import BAD_POINTERS, BASE, HOLE, NON_CANONICAL, XEN_ADDRESS, World, core_of, runs
 
 SECOND = 1_000_000_000
 EARLIER = 5 * MILLISECOND
@@ -33,7 +33,7 @@ def vcpu(world: World) -> VCpu:
 
 def ticked(world: World, vcpu: VCpu) -> bool:
     """Whether its timer's event came since the last look."""
-    came = vcpu.domain.events.is_pending(1)
+    came = bool(vcpu.domain.events.is_pending(1))
     if came:
         where = vcpu.domain.shared_info + xen.shared_info.w64.offset["evtchn_pending"]
         world.memory.store8(where, 0)
@@ -106,7 +106,9 @@ class TestSingleShot:
 
     @pytest.mark.parametrize("flags", [0, vcpu_abi.VCPU_SSHOTTMR_future])
     @pytest.mark.parametrize("when", [0, 1, EARLIER - 1, 1 << 63, (1 << 64) - 1])
-    def test_a_time_in_the_past_raises_the_event_at_once(self, world: World, vcpu: VCpu, when: int, flags: int) -> None:
+    def test_a_time_in_the_past_raises_the_event_at_once(
+        self, world: World, vcpu: VCpu, when: int, flags: int
+    ) -> None:
         assert single_shot(world, vcpu, when, flags) == 0
         assert ticked(world, vcpu)
 
@@ -122,8 +124,17 @@ class TestPeriodic:
         at = world.poke(vcpu, vcpu_abi.vcpu_set_periodic_timer.w64.pack(period_ns=ns))
         return world.timers.set_periodic(vcpu, target or vcpu, at)
 
-    @pytest.mark.parametrize(("ns", "expected"), [(0, -EINVAL), (MILLISECOND - 1, -EINVAL), (MILLISECOND, 0),
-                                                   (LONGEST_PERIOD, 0), (LONGEST_PERIOD + 1, -EINVAL), ((1 << 64) - 1, -EINVAL)])
+    @pytest.mark.parametrize(
+        ("ns", "expected"),
+        [
+            (0, -EINVAL),
+            (MILLISECOND - 1, -EINVAL),
+            (MILLISECOND, 0),
+            (LONGEST_PERIOD, 0),
+            (LONGEST_PERIOD + 1, -EINVAL),
+            ((1 << 64) - 1, -EINVAL),
+        ],
+    )
     def test_periods(self, world: World, vcpu: VCpu, ns: int, expected: int) -> None:
         assert self.period(world, vcpu, ns) == expected
 
@@ -144,7 +155,7 @@ class TestPeriodic:
         world.run(vcpu.core)
         world.advance(7 * MILLISECOND)
         assert not ticked(world, vcpu)
-        assert not vcpu.runnable
+        assert not runs(vcpu)
         world.scheduler.unblock(vcpu)
         world.run(vcpu.core)
         assert ticked(world, vcpu)
@@ -155,13 +166,21 @@ class TestPeriodic:
         assert VCpu(world.domain(2), 0).period_ns == DEFAULT_PERIOD == 10 * MILLISECOND
 
 
-def poll(world: World, vcpu: VCpu, *ports: int, timeout: int = 0, count: int | None = None, at: int | None = None) -> int:
+def poll(
+    world: World, vcpu: VCpu, *ports: int, timeout: int = 0, count: int | None = None, at: int | None = None
+) -> int:
     """SCHEDOP_poll; the ports lie behind the structure."""
     if ports:
         world.poke(vcpu, b"".join(port.to_bytes(4, "little") for port in ports), BASE + 64)
     layout = sched.sched_poll.w64
-    world.poke(vcpu, layout.pack(ports=BASE + 64 if at is None else at, nr_ports=len(ports) if count is None else count,
-                                 timeout=timeout))
+    world.poke(
+        vcpu,
+        layout.pack(
+            ports=BASE + 64 if at is None else at,
+            nr_ports=len(ports) if count is None else count,
+            timeout=timeout,
+        ),
+    )
     return world.call(vcpu, "sched_op", sched.SCHEDOP_poll, BASE)
 
 
@@ -172,7 +191,7 @@ class TestPoll:
         assert poll(world, vcpu, port) == 0
         assert vcpu.pause_flags == PAUSE_POLLING
         vcpu.domain.events.raise_port(other)
-        assert not vcpu.runnable or world.byte(vcpu.info)
+        assert not runs(vcpu) or world.byte(vcpu.info)
 
     def test_one_port_hears_only_that(self, world: World, vcpu: VCpu) -> None:
         port, other = ipi(world, vcpu), ipi(world, vcpu)
@@ -180,9 +199,9 @@ class TestPoll:
             mask(world, vcpu.domain, number)
         poll(world, vcpu, port)
         vcpu.domain.events.raise_port(other)
-        assert not vcpu.runnable
+        assert not runs(vcpu)
         vcpu.domain.events.raise_port(port)
-        assert vcpu.runnable
+        assert runs(vcpu)
         assert not vcpu.domain.events.polling
 
     @pytest.mark.parametrize("several", [(), (2, 3)])
@@ -190,16 +209,16 @@ class TestPoll:
         for _ in range(3):
             mask(world, vcpu.domain, ipi(world, vcpu))
         poll(world, vcpu, *several)
-        assert not vcpu.runnable
+        assert not runs(vcpu)
         vcpu.domain.events.raise_port(4)
-        assert vcpu.runnable
+        assert runs(vcpu)
 
     def test_times_out(self, world: World, vcpu: VCpu) -> None:
         poll(world, vcpu, ipi(world, vcpu), timeout=EARLIER + 50)
         world.advance(49)
-        assert not vcpu.runnable
+        assert not runs(vcpu)
         world.advance(1)
-        assert vcpu.runnable
+        assert runs(vcpu)
         assert vcpu.poll_timer is None
 
     def test_an_event_cancels_the_time_out(self, world: World, vcpu: VCpu) -> None:
@@ -208,16 +227,16 @@ class TestPoll:
         vcpu.domain.events.raise_port(port)
         world.scheduler.hold(vcpu, PAUSE_BLOCKED)
         world.advance(100)
-        assert not vcpu.runnable
+        assert not runs(vcpu)
 
     def test_returns_at_once_for_what_is_pending(self, world: World, vcpu: VCpu) -> None:
         port = ipi(world, vcpu)
         vcpu.domain.events.raise_port(port)
         assert poll(world, vcpu, port) == 0
-        assert vcpu.runnable
+        assert runs(vcpu)
         world.memory.store8(vcpu.info + 1, 0)
         assert poll(world, vcpu, at=HOLE, count=1) == 0, "an upcall is due: the ports are not even looked at"
-        assert vcpu.runnable
+        assert runs(vcpu)
 
     def test_errors(self, world: World, vcpu: VCpu) -> None:
         assert poll(world, vcpu, at=HOLE, count=129) == -EINVAL
@@ -225,7 +244,7 @@ class TestPoll:
         assert poll(world, vcpu, at=XEN_ADDRESS, count=1) == -EFAULT
         assert poll(world, vcpu, at=NON_CANONICAL - 2, count=1) == -EFAULT
         assert poll(world, vcpu, 4095) == -EINVAL
-        assert vcpu.runnable
+        assert runs(vcpu)
         for pointer in BAD_POINTERS:
             assert world.call(vcpu, "sched_op", sched.SCHEDOP_poll, pointer) == -EFAULT
 
@@ -236,12 +255,12 @@ class TestSchedOp:
         assert vcpu.pause_flags == PAUSE_BLOCKED
         assert world.byte(vcpu.info + 1) == 0
         vcpu.domain.events.raise_port(ipi(world, vcpu))
-        assert vcpu.runnable
+        assert runs(vcpu)
 
     def test_block_with_an_event_goes_on(self, world: World, vcpu: VCpu) -> None:
         vcpu.domain.events.raise_port(ipi(world, vcpu))
         assert world.call(vcpu, "sched_op_compat", sched.SCHEDOP_block, 0) == 0
-        assert vcpu.runnable
+        assert runs(vcpu)
         assert world.byte(vcpu.info + 1) == 0
 
     def test_yield_costs_time(self, world: World, vcpu: VCpu) -> None:
@@ -268,8 +287,12 @@ class TestSchedOp:
         assert world.call(vcpu, "sched_op", sched.SCHEDOP_pin_override, HOLE) == -EPERM
         assert [world.call(vcpu, "sched_op", number, 0) for number in (8, 99, (1 << 32) - 1)] == [-ENOSYS] * 3
         assert world.call(vcpu, "sched_op_compat", sched.SCHEDOP_poll, 0) == -ENOSYS
-        for command in (sched.SCHEDOP_shutdown, sched.SCHEDOP_shutdown_code, sched.SCHEDOP_watchdog,
-                        sched.SCHEDOP_remote_shutdown):
+        for command in (
+            sched.SCHEDOP_shutdown,
+            sched.SCHEDOP_shutdown_code,
+            sched.SCHEDOP_watchdog,
+            sched.SCHEDOP_remote_shutdown,
+        ):
             assert world.call(vcpu, "sched_op", command, HOLE) == -EFAULT
 
 

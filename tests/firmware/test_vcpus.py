@@ -55,7 +55,9 @@ class Setting:
         self.roots = Roots()
         self.segments = Segments(world.memory, Tables())
         self.contexts = Contexts(world.memory, 4000, self.segments, self.roots, DebugRegisters())
-        world.register(VCpuOps(world.memory, world.scheduler, self.contexts, world.timers, world.ends, self.roots))
+        world.register(
+            VCpuOps(world.memory, world.scheduler, self.contexts, world.timers, world.ends, self.roots)
+        )
         self.domain = world.domain(1, vcpus=40)
         self.caller, self.target = self.domain.vcpus[:2]
 
@@ -64,10 +66,15 @@ class Setting:
 
     def initialise(self, **changes: Any) -> int:
         fields: dict[str, Any] = {
-            "flags": arch_x86.VGCF_in_kernel, "ctrlreg": (0, 0, 0, ROOT << 12, 0, 0, 0, 0), "gdt_ents": 512,
-            "gdt_frames": (GDT, *[0] * 15), "kernel_sp": 0x9000,
+            "flags": arch_x86.VGCF_in_kernel,
+            "ctrlreg": (0, 0, 0, ROOT << 12, 0, 0, 0, 0),
+            "gdt_ents": 512,
+            "gdt_frames": (GDT, *[0] * 15),
+            "kernel_sp": 0x9000,
             "user_regs": {"rip": 0x1234, "rsp": 0x5678, "rax": 0x42, "cs": 0xE030, "ss": 0xE028, "rflags": 2},
-            "fs_base": 0x111, "gs_base_kernel": 0x222, "gs_base_user": 0x333,
+            "fs_base": 0x111,
+            "gs_base_kernel": 0x222,
+            "gs_base_user": 0x333,
         }
         if "user_regs" in changes:
             changes["user_regs"] = fields["user_regs"] | changes["user_regs"]
@@ -104,16 +111,30 @@ class TestInitialise:
         assert setting.roots.taken == [ROOT, USER_ROOT]
         assert not setting.target.in_kernel
 
-    @pytest.mark.parametrize("changes", [
-        {"ldt_ents": 8193}, {"ldt_base": 1}, {"gdt_ents": 8193}, {"gdt_ents": 7169}, {"kernel_sp": NON_CANONICAL},
-        {"user_regs": {"rip": NON_CANONICAL}}, {"user_regs": {"rsp": NON_CANONICAL}}, {"fs_base": NON_CANONICAL},
-        {"gs_base_kernel": NON_CANONICAL}, {"gs_base_user": NON_CANONICAL}, {"event_callback_eip": NON_CANONICAL},
-        {"failsafe_callback_eip": NON_CANONICAL}, {"syscall_callback_eip": NON_CANONICAL},
-        {"debugreg": (XEN_ADDRESS, 0, 0, 0, 0, 0, 0, 0)}, {"debugreg": (0, 0, 0, 0, 0, 0, 1 << 32, 0)},
-        {"debugreg": (0, 0, 0, 0, 0, 0, 0, 1 << 40)}, {"ctrlreg": (0, 0, 0, BAD_ROOT << 12, 0, 0, 0, 0)},
-        {"ctrlreg": (0, BAD_ROOT << 12, 0, ROOT << 12, 0, 0, 0, 0)},
-        {"trap_ctxt": [{"address": NON_CANONICAL}] + [None] * 255},
-    ])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"ldt_ents": 8193},
+            {"ldt_base": 1},
+            {"gdt_ents": 8193},
+            {"gdt_ents": 7169},
+            {"kernel_sp": NON_CANONICAL},
+            {"user_regs": {"rip": NON_CANONICAL}},
+            {"user_regs": {"rsp": NON_CANONICAL}},
+            {"fs_base": NON_CANONICAL},
+            {"gs_base_kernel": NON_CANONICAL},
+            {"gs_base_user": NON_CANONICAL},
+            {"event_callback_eip": NON_CANONICAL},
+            {"failsafe_callback_eip": NON_CANONICAL},
+            {"syscall_callback_eip": NON_CANONICAL},
+            {"debugreg": (XEN_ADDRESS, 0, 0, 0, 0, 0, 0, 0)},
+            {"debugreg": (0, 0, 0, 0, 0, 0, 1 << 32, 0)},
+            {"debugreg": (0, 0, 0, 0, 0, 0, 0, 1 << 40)},
+            {"ctrlreg": (0, 0, 0, BAD_ROOT << 12, 0, 0, 0, 0)},
+            {"ctrlreg": (0, BAD_ROOT << 12, 0, ROOT << 12, 0, 0, 0, 0)},
+            {"trap_ctxt": [{"address": NON_CANONICAL}] + [None] * 255},
+        ],
+    )
     def test_a_bad_context_leaves_nothing_behind(self, setting: Setting, changes: dict[str, Any]) -> None:
         assert setting.initialise(**changes) == -EINVAL
         assert not setting.target.initialised
@@ -166,9 +187,17 @@ class TestAreas:
         info = setting.domain.vcpus[39].info
         assert (setting.world.byte(info), setting.world.byte(info + 1)) == (1, 1)
 
-    @pytest.mark.parametrize(("mfn", "offset", "expected"), [
-        (7, 0, -EINVAL), (INFO_FRAME, 4096 - 56, -ENXIO), (INFO_FRAME, 4, -ENXIO), (INFO_FRAME, 1 << 31, -ENXIO),
-        (INFO_FRAME, 4096 - 64, 0), (1 << 60, 0, -EINVAL)])
+    @pytest.mark.parametrize(
+        ("mfn", "offset", "expected"),
+        [
+            (7, 0, -EINVAL),
+            (INFO_FRAME, 4096 - 56, -ENXIO),
+            (INFO_FRAME, 4, -ENXIO),
+            (INFO_FRAME, 1 << 31, -ENXIO),
+            (INFO_FRAME, 4096 - 64, 0),
+            (1 << 60, 0, -EINVAL),
+        ],
+    )
     def test_where_info_may_lie(self, setting: Setting, mfn: int, offset: int, expected: int) -> None:
         at = setting.world.poke(setting.caller, abi.vcpu_register_vcpu_info.w64.pack(mfn=mfn, offset=offset))
         assert setting.op(abi.VCPUOP_register_vcpu_info, 0, at) == expected
@@ -199,17 +228,27 @@ class TestAreas:
         assert (1 << time.tsc_shift) * time.tsc_to_system_mul >> 32 == 1, "a tick of the TSC is a nanosecond"
 
     def test_bad_areas(self, setting: Setting) -> None:
-        for command in (abi.VCPUOP_get_runstate_info, abi.VCPUOP_register_runstate_memory_area,
-                        abi.VCPUOP_register_vcpu_time_memory_area, abi.VCPUOP_register_vcpu_info,
-                        abi.VCPUOP_set_periodic_timer, abi.VCPUOP_set_singleshot_timer):
+        for command in (
+            abi.VCPUOP_get_runstate_info,
+            abi.VCPUOP_register_runstate_memory_area,
+            abi.VCPUOP_register_vcpu_time_memory_area,
+            abi.VCPUOP_register_vcpu_info,
+            abi.VCPUOP_set_periodic_timer,
+            abi.VCPUOP_set_singleshot_timer,
+        ):
             for pointer in BAD_POINTERS:
                 assert setting.op(command, 0, pointer) == -EFAULT
         for address in (XEN_ADDRESS, NON_CANONICAL):
             setting.world.poke(setting.caller, address.to_bytes(8, "little"))
-            for command in (abi.VCPUOP_register_runstate_memory_area, abi.VCPUOP_register_vcpu_time_memory_area):
+            for command in (
+                abi.VCPUOP_register_runstate_memory_area,
+                abi.VCPUOP_register_vcpu_time_memory_area,
+            ):
                 assert setting.op(command, 0, BASE) == -EFAULT
         setting.world.poke(setting.caller, HOLE.to_bytes(8, "little"))
-        assert setting.op(abi.VCPUOP_register_runstate_memory_area, 0, BASE) == 0, "a hole is found when it is written"
+        assert setting.op(abi.VCPUOP_register_runstate_memory_area, 0, BASE) == 0, (
+            "a hole is found when it is written"
+        )
 
     def test_the_rest(self, setting: Setting) -> None:
         assert setting.op(abi.VCPUOP_send_nmi, 1, 1) == -EINVAL

@@ -1,8 +1,7 @@
-"""A small world for the heart of the hypervisor: real memory, domains and events; cores and a clock that are stepped by hand."""
+"""A small world for the heart: real memory, domains and events; cores and a clock stepped by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from firmware.abi import xen
@@ -20,7 +19,6 @@ from firmware.sched.scheduler import Scheduler
 from firmware.timers import Timers
 from machine import registers as reg
 from machine.clock import Clock
-from machine.core import Core
 from machine.machine import Machine
 from machine.memory import MachineMemory
 
@@ -109,7 +107,7 @@ class PlainCore:
         return bytes(self._file)
 
     def load(self, state: bytes) -> None:
-        self._file[:len(state)] = state
+        self._file[: len(state)] = state
 
     def switch_bank(self, paddr: int, bank: int) -> None:
         self.q[reg.CR3] = paddr
@@ -258,8 +256,10 @@ class World:
         return int(self.memory.b[paddr])
 
 
-Cause = Callable[[World, VCpu], None]
-
-
 def core_of(vcpu: VCpu) -> PlainCore:
-    return cast(PlainCore, cast(Core, vcpu.core))
+    return cast(PlainCore, vcpu.core)
+
+
+def runs(vcpu: VCpu) -> bool:
+    """Whether it is runnable now."""
+    return vcpu.runnable
