@@ -86,6 +86,27 @@ class Ptwr:
         core.single_step(True)
         return True
 
+    def entry_behind(self, vcpu: VCpu, va: int) -> int:
+        """Machine address of the L1 entry that the running vCPU's `va` shows read-only, when its store there
+        would be run by `begin` and none is under way; else 0.
+        """
+        if not vcpu.in_kernel or not vcpu.domain.vm_assist & ASSIST:
+            return 0
+        if self._stores[vcpu.core.index] is not None:
+            return 0
+        table = self._table_behind(vcpu, va)
+        return 0 if table < 0 else table << 12 | va & 0xFF8
+
+    def replace(self, vcpu: VCpu, at: int, entry: int) -> bool:
+        """Carry out a store to the L1 entry at machine address `at`, of which `entry_behind` told; False, and
+        nothing done, when the value is refused.
+        """
+        owner = vcpu.domain.memory
+        if self._update.l1(at, entry, owner, owner):
+            return False
+        self.emulated += 1
+        return True
+
     def pending(self, vcpu: VCpu) -> bool:
         """Whether a store of this vCPU is under way."""
         store = self._stores[vcpu.core.index]

@@ -18,6 +18,7 @@ from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOM
 from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_DF, EFLAGS_TF, FLAT_LIMIT, Bounce, BounceError
 from firmware.traps.bounce32 import Bounce32
 from firmware.traps.privileged import Fault, Privileged
+from firmware.traps.stores import PlainStores, Tables
 from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
@@ -95,7 +96,7 @@ VECTOR_NAMES: Final = {
 }
 
 
-class DirectWrites(Protocol):
+class DirectWrites(Tables, Protocol):
     """The emulation of stores to page tables."""
 
     def begin(self, vcpu: VCpu, va: int, error: int) -> bool: ...
@@ -138,6 +139,7 @@ class Traps:
         self._bounce = bounce
         self._bounce32 = bounce32
         self._writes = writes
+        self._stores = PlainStores(memory, writes)
         self._privileged = privileged
         self._descriptors = descriptors
         self._ends = ends
@@ -389,6 +391,8 @@ class Traps:
             and error & (PF_PRESENT | PF_WRITE) == PF_PRESENT | PF_WRITE
             and not error & PF_INSTRUCTION
         ):
+            if not vcpu.storing and self._stores.carry_out(vcpu, core, address):
+                return
             vcpu.storing = self._writes.begin(vcpu, address, error)
             if vcpu.storing:
                 return
