@@ -15,6 +15,7 @@ from firmware.domain.vcpu import NO_TRAP, VECTORS, Trap, VCpu
 from firmware.memory.perdomain import PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
 from machine.core import Core
 from machine.memory import MachineMemory
+from machine.paging import canonical
 from machine.registers import (
     CS,
     DR7,
@@ -46,7 +47,6 @@ GDT_BYTES: Final = 0xF000
 """The guest's 14 pages and Xen's own one (LAST_RESERVED_GDT_BYTE + 1)."""
 LONGEST_LDT: Final = 8192
 PAGE_MASK: Final = 0xFFF
-LOWEST_CANONICAL_HIGH: Final = ((1 << 64) - 1) ^ ((1 << 47) - 1)
 GENERAL_64: Final = (
     "rax",
     "rcx",
@@ -118,10 +118,6 @@ class DebugSetter(Protocol):
 
     def set_debugreg(self, vcpu: VCpu, number: int, value: int) -> int: ...
 
-
-def canonical(address: int) -> bool:
-    """Bits 63 to 47 are all the same."""
-    return address < 1 << 47 or address >= LOWEST_CANONICAL_HIGH
 
 
 def address_allowed(address: int) -> bool:

@@ -125,7 +125,6 @@ class Scheduler:
             self._switch(core, vcpu)
         if vcpu.runstate != RUNNING:
             self._account(vcpu, RUNNING, core.now())
-            self._tell_runstate(vcpu)
             if vcpu.period_ns:
                 self.ticking(vcpu)
         return slice_ns
@@ -166,7 +165,9 @@ class Scheduler:
             if passed > 0:
                 vcpu.runstate_times[vcpu.runstate] += passed
                 vcpu.runstate_since = now
-            vcpu.runstate = state
+            was, vcpu.runstate = vcpu.runstate, state
+            if RUNNING in (was, state) and vcpu.runstate_area:
+                self.write_runstate(vcpu, vcpu.runstate_area)
 
     def runstate_info(self, vcpu: VCpu) -> tuple[int, int, list[int]]:
         """State, since when, and ns spent in each state up to now (vcpu_runstate_info)."""
@@ -174,11 +175,7 @@ class Scheduler:
         times[vcpu.runstate] += max(0, self.now() - vcpu.runstate_since)
         return vcpu.runstate, vcpu.runstate_since, times
 
-    def _tell_runstate(self, vcpu: VCpu) -> None:
-        if vcpu.runstate_area:
-            self.write_runstate(vcpu, vcpu.runstate_area, vcpu)
-
-    def write_runstate(self, vcpu: VCpu, address: int, through: VCpu) -> None:
+    def write_runstate(self, vcpu: VCpu, address: int, through: VCpu | None = None) -> None:
         """Put its vcpu_runstate_info into guest memory as `through` sees it; a guest that took the mapping
         away gets none.
         """
@@ -188,6 +185,6 @@ class Scheduler:
             state=state, state_entry_time=since, time=times
         )
         try:
-            through.space.write(address, data)
+            (through or vcpu).space.write(address, data)
         except HypercallError:
             return

@@ -14,6 +14,7 @@ from firmware.abi import arch_x86, arch_x86_32, callback, errno, nmi
 from firmware.domain.vcpu import NO_TRAP, VECTORS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.traps.segments import Segments
+from machine.paging import canonical
 from machine.registers import FS, GS, SEG_BASE
 
 NMI_VECTOR: Final = 2
@@ -23,10 +24,6 @@ LONGEST_TABLE: Final = 512
 ENTRY_NS: Final = 1_000
 """What an entry of so long a table costs in virtual time."""
 
-
-def canonical(address: int) -> bool:
-    """Bits 63 to 47 are all the same."""
-    return address < 1 << 47 or address >= WORD ^ (1 << 47) - 1
 
 
 class Callbacks:

@@ -72,6 +72,8 @@ ARGUMENTS_32: Final = (RBX, RCX, RDX, RSI, RDI, RBP)
 WORD: Final = (1 << 64) - 1
 WORD32: Final = (1 << 32) - 1
 CODE_LONG: Final = 1 << 21
+RESTART_NS: Final = 250_000
+"""What a piece of a long hypercall costs in virtual time: others get their turn between the pieces."""
 SYSENTER: Final = b"\x0f\x34"
 
 VECTOR_NAMES: Final = {
@@ -205,6 +207,7 @@ class Traps:
                 result = -error.errno
         if result == CONTINUE:
             q[RIP] = q[RIP] - 2 & WORD
+            core.charge(RESTART_NS)
             self._restart(vcpu, core, ARGUMENTS)
             return
         q[RAX] = result & WORD
@@ -247,6 +250,7 @@ class Traps:
         result = self._compat_call(vcpu, number, arguments)
         if result == CONTINUE:
             q[RIP] = q[RIP] - 2 & WORD32
+            core.charge(RESTART_NS)
             self._restart(vcpu, core, ARGUMENTS_32)
             return
         q[RAX] = result & WORD32
@@ -260,7 +264,7 @@ class Traps:
         arguments, vcpu.restarted = vcpu.restarted, None
         if arguments is not None:
             for register, value in zip(registers, arguments, strict=False):
-                core.q[register] = value
+                core.q[register] = value & WORD
 
     def _compat_call(self, vcpu: VCpu, number: int, arguments: tuple[int, ...]) -> int:
         if number < LIMIT and self._handlers[number] is not None:

@@ -10,7 +10,6 @@ import struct
 from typing import Final, Protocol
 
 from firmware.abi import arch_x86
-from firmware.domain.context import canonical
 from firmware.domain.vcpu import VCpu
 from firmware.hypercalls import GuestFault, HypercallTable
 from firmware.traps.bounce import (
@@ -25,6 +24,7 @@ from firmware.traps.bounce import (
 from firmware.traps.segments import Segments
 from machine.core import Core
 from machine.memory import MachineMemory
+from machine.paging import canonical
 from machine.registers import (
     CS,
     CS_FLAGS,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from machine.core import Core
+from machine.paging import canonical
 from machine.registers import FS_BASE, GS_BASE, TSC_AUX, VECTOR_GP
 
 MSR_IA32_TSC: Final = 0x10
@@ -57,8 +58,6 @@ BANK_REGISTERS: Final = 4
 """CTL, STATUS, ADDR, MISC of one bank of machine-check registers."""
 ALL_ONES: Final = (1 << 64) - 1
 
-_LOW_END: Final = 1 << 47
-_HIGH_START: Final = (1 << 64) - _LOW_END
 
 PROCESSOR_HAS: Final[tuple[range, ...]] = (
     range(0x2), range(0x10, 0x11), range(0x17, 0x18), range(0x1B, 0x1C), range(0x3A, 0x3B), range(0x8B,
@@ -108,10 +107,6 @@ class VCpu(Protocol):
 Read = Callable[[VCpu, Core], int | None]
 Write = Callable[[VCpu, Core, int], bool]
 
-
-def canonical(address: int) -> bool:
-    """True for an address whose upper 17 bits are equal."""
-    return address < _LOW_END or address >= _HIGH_START
 
 
 def read(vcpu: VCpu, core: Core, number: int) -> int | None:
