@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware.abi import grant_table as abi
-from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
-from firmware.abi.xen import DOMID_SELF
-from firmware.hypercalls import CONTINUE, GuestFault, HypercallTable
+from firmware.abi.errno import EFAULT, EINVAL, ENOSYS
+from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
 from firmware.memory.grant_copy import GrantCopy
+from firmware.memory.grant_ops import SLICE, GrantTableOps, variant_of
 from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
@@ -27,15 +27,12 @@ COMMAND_MASK: Final = 0xFFF
 """GNTTABOP_CMD_MASK: above are continuation arguments, which a guest does not pass."""
 MAP_KINDS: Final = abi.GNTMAP_device_map | abi.GNTMAP_host_map
 AVAILABLE_SHIFT: Final = 16
-SLICE: Final = 256
-"""Operations done before the call is restarted."""
-FRAME: Final = 4096
 
 
 class Grants:
     """The handler and every domain's table."""
 
-    __slots__ = ("_commands", "_domains", "_memory", "_tables", "_types", "_update", "max_version")
+    __slots__ = ("_commands", "_domains", "_memory", "_own_table", "_tables", "_types", "_update")
 
     def __init__(self, types: PageTypes, update: EntryUpdate, domains: Domains) -> None:
         self._types = types
@@ -43,21 +40,16 @@ class Grants:
         self._update = update
         self._domains = domains
         self._tables: dict[int, GrantTable] = {}
-        self.max_version = 2
         copies = GrantCopy(types, domains, self.table)
+        self._own_table = GrantTableOps(types, domains, self.table)
         self._commands: dict[int, Callable[[VCpu, int, int], int]] = {
             abi.GNTTABOP_map_grant_ref: self._each(abi.gnttab_map_grant_ref, self._map),
             abi.GNTTABOP_unmap_grant_ref: self._each(abi.gnttab_unmap_grant_ref, self._unmap),
             abi.GNTTABOP_unmap_and_replace: self._each(abi.gnttab_unmap_and_replace, self._unmap_and_replace),
             abi.GNTTABOP_transfer: self._each(abi.gnttab_transfer, self._transfer),
             abi.GNTTABOP_copy: self._each(abi.gnttab_copy, copies.copy),
-            abi.GNTTABOP_swap_grant_ref: self._each(abi.gnttab_swap_grant_ref, self._swap),
-            abi.GNTTABOP_setup_table: self._setup_table,
-            abi.GNTTABOP_query_size: self._query_size,
-            abi.GNTTABOP_set_version: self._set_version,
-            abi.GNTTABOP_get_version: self._get_version,
-            abi.GNTTABOP_get_status_frames: self._get_status_frames,
-            abi.GNTTABOP_cache_flush: self._cache_flush,
+            abi.GNTTABOP_swap_grant_ref: self._each(abi.gnttab_swap_grant_ref, self._own_table.swap),
+            **self._own_table.commands,
         }
 
     def register(self, table: HypercallTable) -> None:
@@ -90,7 +82,7 @@ class Grants:
                 table.mappings[handle] = None
 
     def free_table(self, owner: MemoryOwner) -> None:
-        """Give back the table's own frames, which nothing maps any more, unless others still use its grants."""
+        """Give back the table's own frames, which nothing maps, unless others still use its grants."""
         table = self._tables.get(owner.id)
         if table is not None and not table.active:
             del self._tables[owner.id]
@@ -110,10 +102,6 @@ class Grants:
 
     # Helpers
 
-    @staticmethod
-    def _variant(vcpu: VCpu, layout: Any) -> Any:
-        return layout.w32 if vcpu.domain.pv32 else layout.w64
-
     def _each(
         self, layout: Any, operation: Callable[[VCpu, Any], dict[str, int]]
     ) -> Callable[[VCpu, int, int], int]:
@@ -122,7 +110,7 @@ class Grants:
         """
 
         def handler(vcpu: VCpu, uop: int, count: int) -> int:
-            variant = self._variant(vcpu, layout)
+            variant = variant_of(vcpu, layout)
             size = variant.size
             space = vcpu.space
             if not space.allowed(uop, count * size):
@@ -141,16 +129,6 @@ class Grants:
             return 0
 
         return handler
-
-    def _any_domain(self, vcpu: VCpu, domid: int) -> Domain | None:
-        return vcpu.domain if domid == DOMID_SELF else self._domains.by_id(domid)
-
-    def _own(self, vcpu: VCpu, domid: int) -> int:
-        """The status for an operation on another domain's table, GNTST_okay for the caller's own."""
-        domain = self._any_domain(vcpu, domid)
-        if domain is None:
-            return abi.GNTST_bad_domain
-        return abi.GNTST_okay if domain is vcpu.domain else abi.GNTST_permission_denied
 
     # Mapping
 
@@ -380,132 +358,3 @@ class Grants:
         table.store_frame(request.ref, mfn)
         table.store_flags(request.ref, low & 0xFFFF | abi.GTF_transfer_completed)
         return {"status": abi.GNTST_okay}
-
-    # The table itself
-
-    def _setup_table(self, vcpu: VCpu, uop: int, count: int) -> int:
-        if count != 1:
-            return -EINVAL
-        variant = self._variant(vcpu, abi.gnttab_setup_table)
-        request = vcpu.space.unpack(uop, variant)
-        width = variant.sizes["frame_list"]
-        if not vcpu.space.allowed(request.frame_list, request.nr_frames * width):
-            return -EFAULT
-        status = self._own(vcpu, request.dom)
-        if status == abi.GNTST_okay:
-            table = self.table(vcpu.domain.memory)
-            if request.nr_frames > table.max_frames or not table.grow(request.nr_frames):
-                status = abi.GNTST_general_error
-            else:
-                status = self._list(vcpu, request.frame_list, table.frames[: request.nr_frames], width)
-        return self._answer(vcpu, uop, variant, status)
-
-    def _list(self, vcpu: VCpu, at: int, frames: list[int], width: int) -> int:
-        try:
-            vcpu.space.write(at, b"".join(mfn.to_bytes(width, "little") for mfn in frames))
-        except GuestFault:
-            return abi.GNTST_bad_virt_addr
-        return abi.GNTST_okay
-
-    @staticmethod
-    def _answer(vcpu: VCpu, uop: int, variant: Any, status: int) -> int:
-        vcpu.space.write(uop + variant.offset["status"], status.to_bytes(2, "little", signed=True))
-        return 0
-
-    def _query_size(self, vcpu: VCpu, uop: int, count: int) -> int:
-        if count != 1:
-            return -EINVAL
-        variant = self._variant(vcpu, abi.gnttab_query_size)
-        request = vcpu.space.unpack(uop, variant)
-        status = self._own(vcpu, request.dom)
-        frames, limit = request.nr_frames, request.max_nr_frames
-        if status == abi.GNTST_okay:
-            table = self.table(vcpu.domain.memory)
-            frames, limit = len(table.frames), table.max_frames
-        vcpu.space.write(
-            uop, variant.pack(dom=request.dom, nr_frames=frames, max_nr_frames=limit, status=status)
-        )
-        return 0
-
-    def _get_status_frames(self, vcpu: VCpu, uop: int, count: int) -> int:
-        if count != 1:
-            return -EINVAL
-        variant = self._variant(vcpu, abi.gnttab_get_status_frames)
-        request = vcpu.space.unpack(uop, variant)
-        if not vcpu.space.allowed(request.frame_list, request.nr_frames * 8):
-            return -EFAULT
-        status = self._own(vcpu, request.dom)
-        if status == abi.GNTST_okay:
-            table = self.table(vcpu.domain.memory)
-            if request.nr_frames > len(table.status_frames):
-                status = abi.GNTST_general_error
-            else:
-                status = self._list(vcpu, request.frame_list, table.status_frames[: request.nr_frames], 8)
-        return self._answer(vcpu, uop, variant, status)
-
-    def _set_version(self, vcpu: VCpu, uop: int, count: int) -> int:
-        variant = self._variant(vcpu, abi.gnttab_set_version)
-        version = vcpu.space.unpack(uop, variant).version
-        if version not in (1, 2):
-            return -EINVAL
-        if version > self.max_version:
-            return -ENOSYS
-        table = self.table(vcpu.domain.memory)
-        rc = 0
-        if version != table.version:
-            if any(ref >= abi.GNTTAB_NR_RESERVED_ENTRIES for ref in table.active):
-                rc = -EBUSY
-            elif not table.set_version(version):
-                rc = -ENOMEM
-        vcpu.space.write(uop, variant.pack(version=table.version))
-        return rc
-
-    def _get_version(self, vcpu: VCpu, uop: int, count: int) -> int:
-        variant = self._variant(vcpu, abi.gnttab_get_version)
-        request = vcpu.space.unpack(uop, variant)
-        domain = self._any_domain(vcpu, request.dom)
-        if domain is None:
-            return -ESRCH
-        if domain is not vcpu.domain:
-            return -EPERM
-        version = self.table(domain.memory).version
-        vcpu.space.write(uop, variant.pack(dom=request.dom, pad=request.pad, version=version))
-        return 0
-
-    def _swap(self, vcpu: VCpu, request: Any) -> dict[str, int]:
-        table = self.table(vcpu.domain.memory)
-        first, second = request.ref_a, request.ref_b
-        if first >= table.entries or second >= table.entries:
-            return {"status": abi.GNTST_bad_gntref}
-        if first != second:
-            if first in table.active or second in table.active:
-                return {"status": abi.GNTST_eagain}
-            saved, other = table.words(first), table.words(second)
-            table.store_entry(first, *other)
-            table.store_entry(second, *saved)
-        return {"status": abi.GNTST_okay}
-
-    def _cache_flush(self, vcpu: VCpu, uop: int, count: int) -> int:
-        """Caches are coherent here: only the arguments are judged."""
-        variant = self._variant(vcpu, abi.gnttab_cache_flush)
-        for index in range(count):
-            rc = self._flush_one(vcpu, vcpu.space.unpack(uop + index * variant.size, variant))
-            if rc:
-                return rc
-        return 0
-
-    def _flush_one(self, vcpu: VCpu, request: Any) -> int:
-        if request.offset + request.length > FRAME or request.offset >= FRAME:
-            return -EINVAL
-        if request.op & ~(abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL | abi.GNTTAB_CACHE_SOURCE_GREF):
-            return -EINVAL
-        if not request.length or not request.op:
-            return 0
-        if request.op & abi.GNTTAB_CACHE_SOURCE_GREF:
-            return -EOPNOTSUPP
-        mfn = request.a >> 12
-        if mfn >= self._types.frames.size:
-            return -EINVAL
-        if self._types.owners[mfn] != vcpu.domain.memory.tag:
-            return -EPERM
-        return -EOPNOTSUPP if request.op == abi.GNTTAB_CACHE_INVAL else 0
