@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from firmware.memory import frames
+from firmware.store.path import home
 from xenpy.console import Console
 from xenpy.crash import render
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from firmware.domain.crash import CrashInfo
     from firmware.domain.domain import Domain, DomainState
     from xenpy.system import System
+
+FRAMES_A_MIB: Final = 256
+KIB_A_MIB: Final = 1024
 
 TYPE_NAMES: Final = {
     frames.NONE: "none", frames.L1_TABLE: "l1", frames.L2_TABLE: "l2", frames.L3_TABLE: "l3",
@@ -99,6 +103,22 @@ class Guest:
     def frame_types(self) -> Counter[str]:
         """How many of its frames have each type."""
         return Counter(frame.type for frame in self.frames)
+
+    @property
+    def memory_mib(self) -> float:
+        """The memory it owns now, in MiB: what it was built with less what its balloon has given back."""
+        return self._domain.memory.pages / FRAMES_A_MIB
+
+    def set_memory_target(self, mib: int) -> None:
+        """Ask its balloon driver to shrink or grow to `mib` MiB, as libxl does: through memory/target.
+
+        It follows while the system runs, if it has such a driver. Raises ValueError unless `mib` is at least
+        1 and at most what the guest was built with.
+        """
+        most = self._domain.memory.maximum // FRAMES_A_MIB
+        if not 1 <= mib <= most:
+            raise ValueError(f"the memory target of guest {self.name!r} is 1 to {most} MiB, not {mib}")
+        self._system.hypervisor.store.write(f"{home(self.id)}/memory/target", str(mib * KIB_A_MIB))
 
     def read_virtual(self, address: int, length: int, vcpu: int = 0) -> bytes:
         """Guest memory as its vCPU's page tables map it now. Raises GuestFault where they map nothing."""
