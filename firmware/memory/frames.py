@@ -60,8 +60,10 @@ class FrameTable:
         "count_array",
         "counts",
         "linear",
+        "lost",
         "owner_array",
         "owners",
+        "partial",
         "size",
         "stamp_array",
         "stamps",
@@ -80,6 +82,10 @@ class FrameTable:
         self.types = _view(self.type_array)
         self.stamps = _view(self.stamp_array)
         self.linear: dict[int, int] = {}
+        self.partial: dict[int, int] = {}
+        """The PARTIAL tables: from which slot on their entries hold nothing."""
+        self.lost: dict[int, int] = {}
+        """References that nobody will drop while the owner lives: see `validate`."""
 
     def owner_of(self, mfn: int) -> int | None:
         """The domain id that owns frame `mfn`, or None."""

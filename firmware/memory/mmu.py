@@ -121,7 +121,12 @@ class Mmu:
         if foreigndom != xen.DOMID_SELF:
             if not space.allowed(ureqs, count * UPDATE_SIZE):
                 return -EFAULT
-            pages, allowed = self._foreign(vcpu, foreigndom & COUNT_MASK)
+            try:
+                pages, allowed = self._foreign(vcpu, foreigndom & COUNT_MASK)
+            except HypercallError:
+                if pdone and not self._no_tables(foreigndom & COUNT_MASK):
+                    write_done(vcpu, pdone, done)
+                raise
         elif count != 1 and not space.allowed(ureqs, count * UPDATE_SIZE):
             return -EFAULT
         types, q, store = self._types, self._q, self._memory.store64
@@ -260,6 +265,10 @@ class Mmu:
         self._m2p.set(mfn, new)
         return 0
 
+    def _no_tables(self, foreigndom: int) -> bool:
+        """Whether the domain named as the tables' owner does not exist: only then nothing is counted."""
+        return bool(foreigndom >> 16) and self._domains.by_id((foreigndom >> 16) - 1) is None
+
     def _foreign(self, vcpu: VCpu, foreigndom: int) -> tuple[MemoryOwner | None, int]:
         """Whose frames may be mapped, and the error every request gets when it is somebody's the caller may
         not touch.
@@ -269,10 +278,9 @@ class Mmu:
         domain = vcpu.domain
         denied = 0
         if foreigndom >> 16:
-            tables = self._domains.by_id((foreigndom >> 16) - 1)
-            if tables is None:
+            if self._no_tables(foreigndom):
                 raise HypercallError(ESRCH)
-            if tables is not domain:
+            if self._domains.by_id((foreigndom >> 16) - 1) is not domain:
                 denied = -EPERM
         pages, foreign_denied = page_owner(self._domains, domain, foreigndom & 0xFFFF)
         return pages, denied or foreign_denied
@@ -294,7 +302,7 @@ class Mmu:
         if vcpu.domain.pv32:
             val, flags, domid = val & 0xFFFF_FFFF | (flags & 0xFFFF_FFFF) << 32, domid, compat_domid
         pages, denied = page_owner(self._domains, vcpu.domain, domid & 0xFFFF)
-        return self._set_mapping(vcpu, va, val, flags, pages, denied)
+        return self._set_mapping(vcpu, va, val, flags, pages, denied if pages else -EPERM)
 
     def _set_mapping(
         self, vcpu: VCpu, va: int, new: int, flags: int, pages: MemoryOwner | None, denied: int

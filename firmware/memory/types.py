@@ -25,6 +25,7 @@ from firmware.memory.frames import (
     NONE,
     ONE,
     PAE_XEN_L2,
+    PARTIAL,
     PINNED,
     SHARED,
     TYPE_MASK,
@@ -166,7 +167,7 @@ class PageTypes:
         if word < ONE:
             return self._first(mfn, word, kind)
         if word & KIND_MASK != kind or not word & VALIDATED or word >= COUNT_LIMIT:
-            return -EINVAL
+            return self._resume(mfn, kind) if word & (KIND_MASK | PARTIAL) == kind | PARTIAL else -EINVAL
         self.types[mfn] = word + ONE
         return 0
 
@@ -189,11 +190,21 @@ class PageTypes:
             return 0
         failure = self.validator.promote(mfn, kind)
         if failure:
-            types[mfn] = NONE
-            self.stamps[mfn] = self.shootdown.clock
+            self.validator.abandon(mfn)
             return failure
         types[mfn] |= VALIDATED
         return 0
+
+    def _resume(self, mfn: int, kind: int) -> int:
+        """Go on checking a table where it once failed; the type reference left on it is the caller's now."""
+        self.types[mfn] &= ~PARTIAL
+        failure = self.validator.promote(mfn, kind)
+        self.put_page(mfn)
+        if failure:
+            self.validator.abandon(mfn)
+        else:
+            self.types[mfn] |= VALIDATED
+        return failure
 
     def put_type(self, mfn: int, parent: int = -1) -> None:
         """Drop a type reference; a page table that loses its last is taken apart.
@@ -314,6 +325,7 @@ class PageTypes:
         """
         owner.dying = True
         frames = self.frames
+        self.validator.find_lost(owner)
         mine = (frames.owner_array == owner.tag).nonzero()[0]
         pinned = mine[(frames.type_array[mine] & np.uint64(PINNED)) != 0].tolist()
         for mfn in pinned[:RELEASE_STEP]:

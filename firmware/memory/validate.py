@@ -16,8 +16,10 @@ from firmware.memory.frames import (
     L2_TABLE,
     L3_TABLE,
     L4_TABLE,
+    NONE,
     ONE,
     PAE_XEN_L2,
+    PARTIAL,
     SEGMENT_DESCRIPTORS,
     TYPE_MASK,
     VALID_MASK,
@@ -71,7 +73,17 @@ _NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
 class Validator:
     """Checks tables on behalf of `PageTypes`."""
 
-    __slots__ = ("_demoters", "_frames", "_memory", "_promoters", "_q", "_types", "_words")
+    __slots__ = (
+        "_demoters",
+        "_depth",
+        "_frames",
+        "_memory",
+        "_promoters",
+        "_q",
+        "_types",
+        "_unfinished",
+        "_words",
+    )
 
     def __init__(self, types: PageTypes) -> None:
         self._types = types
@@ -79,6 +91,8 @@ class Validator:
         self._frames = types.frames
         self._q = types.memory.q
         self._words = types.memory.words
+        self._depth = 0
+        self._unfinished: list[tuple[int, int]] = []
         self._promoters = {
             L1_TABLE: self._promote_l1,
             L2_TABLE: self._promote_l2,
@@ -94,13 +108,76 @@ class Validator:
         }
 
     def promote(self, mfn: int, kind: int) -> int:
-        """Check frame `mfn` for its new type and take all its references; 0, or a negative errno and none
-        taken.
+        """Check frame `mfn` for its new type and take all its references; 0 or a negative errno.
+
+        After a failure the caller calls `abandon`.
         """
         owner = self._types.owner_of(mfn)
         if owner is None:
             return -EINVAL
-        return self._promoters[kind & TYPE_MASK](mfn, owner, kind)
+        self._depth += 1
+        failure = self._promoters[kind & TYPE_MASK](mfn, owner, kind)
+        self._depth -= 1
+        return failure
+
+    def abandon(self, mfn: int) -> None:
+        """Table `mfn` failed: it loses the type, and, when no table above it is being checked, what was taken
+        for it is dropped.
+        """
+        unfinished = self._unfinished
+        if not unfinished or unfinished[-1][0] != mfn:
+            self._untype(mfn)
+        if not self._depth:
+            while unfinished:
+                self._take_apart(*unfinished.pop())
+
+    def _untype(self, mfn: int) -> None:
+        types = self._types
+        types.types[mfn] = NONE
+        types.stamps[mfn] = types.shootdown.clock
+
+    def _stop(self, mfn: int, slot: int, entry: int) -> None:
+        """Checking table `mfn` failed at a slot with this entry. Xen takes such tables apart later, and knows
+        one by name (old_guest_table) and those below it by the entry that failed. A table that failed in its
+        first slot is not remembered, and with it what failed below: that stays half checked for good.
+        """
+        if not slot:
+            return
+        unfinished, types = self._unfinished, self._types
+        if unfinished and unfinished[-1][0] != (entry & ADDRESS) >> 12:
+            for table, end in unfinished:
+                types.types[table] |= PARTIAL
+                types.counts[table] += ONE
+                self._frames.partial[table] = end
+                self._frames.lost[table] = self._frames.lost.get(table, 0) + 1
+            unfinished.clear()
+        unfinished.append((mfn, slot))
+        types.counts[mfn] += ONE
+
+    def _take_apart(self, mfn: int, end: int) -> None:
+        """Drop what the entries below slot `end` hold, the type, and a reference."""
+        owner = self._types.owner_of(mfn)
+        level = self._types.types[mfn] & TYPE_MASK
+        if owner is not None:
+            self._drop_entries(mfn, owner, level, self._checked_slots(mfn, end, level))
+        self._untype(mfn)
+        self._types.put_page(mfn)
+
+    def _checked_slots(self, mfn: int, end: int, level: int) -> list[int]:
+        slots = self._present(mfn, end)
+        if level != L4_TABLE:
+            return slots
+        return [slot for slot in slots if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
+
+    def find_lost(self, owner: MemoryOwner) -> None:
+        """The owner dies: take its half checked tables apart and drop the references that were lost."""
+        types, frames = self._types, self._frames
+        for mfn in [mfn for mfn in frames.lost if types.owners[mfn] == owner.tag]:
+            end = frames.partial.pop(mfn, None)
+            if end is not None:
+                self._take_apart(mfn, end)
+            for _ in range(frames.lost.pop(mfn)):
+                types.put_page(mfn)
 
     def demote(self, mfn: int, word: int) -> None:
         """Drop all references of a table of the type in its former type word `word`."""
@@ -309,7 +386,7 @@ class Validator:
     def _promote_l4(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         if owner.pv32:
             return -EINVAL
-        slots = [slot for slot in self._present(mfn, ENTRIES) if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
+        slots = self._checked_slots(mfn, ENTRIES, L4_TABLE)
         failure = self._promote_entries(mfn, owner, L4_TABLE, slots)
         if not failure:
             self._types.slots.fill_root(mfn << 12, owner, read_only_m2p=owner.m2p_strict)
@@ -322,11 +399,14 @@ class Validator:
         pv32 = owner.pv32
         disallowed = COMPAT_L3_DISALLOWED if pv32 and level == L3_TABLE else TABLE_DISALLOWED
         adjust = _ADJUST[level]
-        for position, slot in enumerate(slots):
+        first = self._frames.partial.pop(mfn, 0)
+        for slot in slots:
+            if slot < first:
+                continue
             entry = q[start + slot]
             failure = -EINVAL if entry & disallowed else self.get_table(entry, mfn, owner, level)
             if failure:
-                self._drop_entries(mfn, owner, level, slots[:position])
+                self._stop(mfn, slot, entry)
                 return failure
             adjusted = adjust(entry, pv32)
             if adjusted != entry:
@@ -357,8 +437,7 @@ class Validator:
         self._drop_entries(mfn, owner, L3_TABLE, self._present(mfn, 4 if owner.pv32 else ENTRIES))
 
     def _demote_l4(self, mfn: int, owner: MemoryOwner, word: int) -> None:
-        slots = [slot for slot in self._present(mfn, ENTRIES) if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
-        self._drop_entries(mfn, owner, L4_TABLE, slots)
+        self._drop_entries(mfn, owner, L4_TABLE, self._checked_slots(mfn, ENTRIES, L4_TABLE))
 
     def _present(self, mfn: int, limit: int) -> list[int]:
         start = mfn << 9

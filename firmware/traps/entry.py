@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from firmware.abi import arch_x86, errno, xen
+from firmware.abi import arch_x86, arch_x86_32, errno, xen
 from firmware.domain.vcpu import DR6_DEFAULT, NO_TRAP, RECENT_CALLS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, HypercallTable
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
 from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_DF, EFLAGS_TF, FLAT_LIMIT, Bounce, BounceError
-from firmware.traps.bounce32 import Bounce32
+from firmware.traps.bounce32 import KERNEL_RING, Bounce32
+from firmware.traps.emulated import EmulatedStores
 from firmware.traps.privileged import Fault, Privileged
 from firmware.traps.stores import PlainStores, Tables
 from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
     CR2,
+    CS_BASE,
     CS_FLAGS,
     CS_SELECTOR,
     DR6,
@@ -142,6 +144,7 @@ class Traps:
         self._bounce32 = bounce32
         self._writes = writes
         self._stores = PlainStores(memory, writes)
+        self._emulated = EmulatedStores()
         self._privileged = privileged
         self._descriptors = descriptors
         self._ends = ends
@@ -167,7 +170,9 @@ class Traps:
         try:
             if vcpu.storing:
                 self._cancel_store(vcpu)
-            if vcpu.in_kernel:
+            if vcpu.pv32:
+                self._undefined_syscall(vcpu, core)
+            elif vcpu.in_kernel:
                 self._hypercall(vcpu, core)
             else:
                 self._system_call(vcpu, core)
@@ -236,6 +241,12 @@ class Traps:
         if flags & EFLAGS_DF:
             core.set_eflags(core.eflags() & ~EFLAGS_DF)
 
+    def _undefined_syscall(self, vcpu: VCpu, core: Core) -> None:
+        """`syscall` in 32-bit code: not an instruction of an Intel processor."""
+        core.q[RIP] = core.q[RIP] - 2 & WORD32
+        vcpu.in_kernel = core.d[CS_SELECTOR] & 3 == KERNEL_RING
+        self.inject(vcpu, core, INVALID_OPCODE, -1)
+
     def _compat_hypercall(self, vcpu: VCpu, core: Core) -> None:
         q = core.q
         number = q[RAX] & WORD32
@@ -280,6 +291,9 @@ class Traps:
         vcpu: Any = core.current
         try:
             self.exceptions[vector] += 1
+            if vcpu.pv32:
+                # Its kernel is whatever runs in ring 1, and gets to ring 3 by a plain IRET too.
+                vcpu.in_kernel = core.d[CS_SELECTOR] & 3 == KERNEL_RING
             if software:
                 self._software(vcpu, core, vector)
             else:
@@ -361,7 +375,7 @@ class Traps:
 
     def _protection(self, vcpu: VCpu, core: Core, error: int) -> None:
         if not error:
-            if not vcpu.in_kernel and self._sysenter(vcpu, core):
+            if (vcpu.pv32 or not vcpu.in_kernel) and self._sysenter(vcpu, core):
                 return
             outcome = self._privileged.emulate(vcpu, core)
             if outcome is True:
@@ -374,11 +388,14 @@ class Traps:
     def _sysenter(self, vcpu: VCpu, core: Core) -> bool:
         q = core.q
         try:
-            if vcpu.read_here(q[RIP], len(SYSENTER)) != SYSENTER:
+            if vcpu.read_here(q[CS_BASE] + q[RIP] & WORD, len(SYSENTER)) != SYSENTER:
                 return False
         except HypercallError:
             return False
-        if not vcpu.sysenter_address or vcpu.domain.pv32:
+        if vcpu.pv32:
+            self._sysenter32(vcpu, core)
+            return True
+        if not vcpu.sysenter_address:
             return False
         # The instruction saves neither RIP nor RSP: the frame says ring 3 and nothing more, as Xen's does.
         q[RIP] = 0
@@ -388,6 +405,19 @@ class Traps:
         self._bounce.enter(vcpu, core, vcpu.sysenter_address, vcpu.sysenter_masks)
         return True
 
+    def _sysenter32(self, vcpu: VCpu, core: Core) -> None:
+        """The same from a 32-bit guest; without a callback it is #GP, of the context `sysenter` leaves."""
+        core.q[RIP] = 0
+        core.q[RSP] = 0
+        core.d[CS_SELECTOR] = 3
+        core.d[SS_SELECTOR] = arch_x86_32.FLAT_USER_SS
+        vcpu.in_kernel = False
+        if not vcpu.sysenter_address:
+            self.inject(vcpu, core, PROTECTION, 0)
+            return
+        selector = vcpu.sysenter_cs if vcpu.sysenter_cs & ~3 else vcpu.traps[PROTECTION].cs
+        self._bounce32.enter(vcpu, core, selector, vcpu.sysenter_address, vcpu.sysenter_masks)
+
     def _page_fault(self, vcpu: VCpu, core: Core, error: int) -> None:
         address = core.q[CR2]
         if (
@@ -396,6 +426,13 @@ class Traps:
             and not error & PF_INSTRUCTION
         ):
             if not vcpu.storing and self._stores.carry_out(vcpu, core, address):
+                return
+            if (
+                not vcpu.storing
+                and self._writes.entry_behind(vcpu, address)
+                and not self._emulated.allowed(vcpu, core, address)
+            ):
+                self.inject(vcpu, core, PAGE_FAULT, error)
                 return
             vcpu.storing = self._writes.begin(vcpu, address, error)
             if vcpu.storing:

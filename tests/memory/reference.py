@@ -54,6 +54,9 @@ def recount(world: World, ledger: Ledger) -> Recount:
                 result.types.setdefault(mfn, Counter())[WRITABLE] += 1
     for mfn, level in ledger.pins.items():
         _table(world, result, mfn, level)
+    for mfn, end in world.frames.partial.items():
+        _table(world, result, mfn, world.frames.type_of(mfn), end)
+    result.references.update(world.frames.lost)
     for domain in world.domains.values():
         _domain(world, result, domain)
     return result
@@ -79,8 +82,8 @@ def _domain(world: World, result: Recount, domain: PlainDomain) -> None:
             result.hold(mfn, None if mapping.flags & GNTMAP_readonly else WRITABLE)
 
 
-def _table(world: World, result: Recount, mfn: int, level: int) -> None:
-    """One reference to a table of `level`; its entries are followed the first time it is met."""
+def _table(world: World, result: Recount, mfn: int, level: int, end: int = 512) -> None:
+    """One reference to a table of `level`; its entries below `end` are followed the first time it is met."""
     result.hold(mfn, level)
     if mfn in result.tables:
         return
@@ -89,6 +92,7 @@ def _table(world: World, result: Recount, mfn: int, level: int) -> None:
     slots = 4 if domain.pv32 and level == 3 else 512
     if domain.pv32 and level == 2 and is_xen_l2(world, result, mfn):
         slots = COMPAT_FIRST_XEN_SLOT
+    slots = min(slots, end)
     for slot, entry in enumerate(world.memory.words[mfn << 9 : (mfn << 9) + slots].tolist()):
         if not entry & PRESENT or (level == 4 and slot in XEN_SLOTS):
             continue
