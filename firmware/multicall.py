@@ -81,16 +81,19 @@ class Multicall:
                 else:
                     counts[number] += 1
                     try:
-                        result = handler(vcpu, *arguments[:arity[number]])
-                        while result == CONTINUE and vcpu.restarted is not None:
-                            again, vcpu.restarted = vcpu.restarted, None
-                            result = handler(vcpu, *again)
+                        result = handler(vcpu, *arguments[: arity[number]])
                     except HypercallError as error:
                         result = -error.errno
                     if number == IRET:
                         if vcpu.in_kernel:
                             self._result(vcpu, call_list + at + result_offset, result, result_size)
                         return result
+                if result == CONTINUE:
+                    again = vcpu.restarted or ()
+                    arguments[: len(again)] = (value & mask for value in again)
+                    space.write(call_list + at, words.pack(number, _result, *arguments))
+                    vcpu.restart(call_list + at, count - at // size)
+                    return CONTINUE
                 space.write(call_list + at + result_offset, (result & mask).to_bytes(result_size, "little"))
                 done = at // size + 1
                 if vcpu.pause_flags and done < count:

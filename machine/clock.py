@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 
+END_OF_TIME = (1 << 63) - 1
+"""Nothing happens after this: virtual time stays within what a core's 64-bit counters hold."""
+
+
 class Event:
     """Something that happens at `when`. `callback(argument)` is called once, unless cancelled before."""
 
@@ -48,6 +52,8 @@ class Clock:
     def at(self, when_ns: int, callback: Callable[[Any], None], argument: Any = None) -> Event:
         """Have `callback(argument)` called at `when_ns` (at once, in virtual time, when that has passed)."""
         event = Event(when_ns, callback, argument)
+        if when_ns > END_OF_TIME:
+            return event
         self._sequence += 1
         heapq.heappush(self._queue, (when_ns, self._sequence, event))
         if self.earlier is not None and self._queue[0][2] is event:

@@ -12,7 +12,7 @@ faults.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED
 from firmware.memory.owner import VCpu
@@ -33,11 +33,14 @@ STORE_SIZES: Final = (1, 2, 4, 8)
 
 
 class _Store:
-    """A store under way: who makes it, where, and how to undo it."""
+    """A store under way: who makes it, where, the table before it, and how to undo it."""
 
-    __slots__ = ("state", "stepping", "table", "va", "vcpu")
+    __slots__ = ("before", "state", "stepping", "table", "va", "vcpu")
 
-    def __init__(self, vcpu: VCpu, va: int, table: int, state: bytes, stepping: bool) -> None:
+    def __init__(
+        self, vcpu: VCpu, va: int, table: int, before: Any, state: bytes, stepping: bool
+    ) -> None:
+        self.before = before
         self.vcpu = vcpu
         self.va = va
         self.table = table
@@ -74,14 +77,20 @@ class Ptwr:
         ):
             return False
         core = vcpu.core
-        if self._stores[core.index] is not None:
-            self.cancel(vcpu)
+        under_way = self._end(vcpu)
+        if under_way is not None and (under_way.va ^ va) >> 12:
+            # It reaches two pages, which no store Xen carries out does: the fault is that of the first.
+            self.refused += 1
+            core.load(under_way.state)
+            return False
         table = self._table_behind(vcpu, va)
         if table < 0:
             return False
         scratch = self._scratch[core.index]
         self._memory.copy_frame(scratch, table)
-        self._stores[core.index] = _Store(vcpu, va, table, core.save(), bool(core.eflags() & EFLAGS_TF))
+        before = self._words[table << 9 : (table + 1) << 9].copy()
+        stepping = bool(core.eflags() & EFLAGS_TF)
+        self._stores[core.index] = _Store(vcpu, va, table, before, core.save(), stepping)
         core.enter_mapping(va, scratch << 12, True)
         core.single_step(True)
         return True
@@ -161,17 +170,21 @@ class Ptwr:
         if self._table_behind(vcpu, va) != table:
             return False
         words = self._words
-        changed = (
-            words[scratch << 9 : (scratch + 1) << 9] != words[table << 9 : (table + 1) << 9]
-        ).nonzero()[0]
+        before = store.before
+        changed = (words[scratch << 9 : (scratch + 1) << 9] != before).nonzero()[0]
         if not len(changed):
             return True
         slot = va >> 3 & 511
         if len(changed) > 1 or int(changed[0]) != slot:
             return False
         new = int(words[(scratch << 9) + slot])
-        if not _aligned(int(words[(table << 9) + slot]) ^ new, va & 7):
+        old = int(before[slot])
+        if not _aligned(old ^ new, va & 7):
             return False
+        if int(words[(table << 9) + slot]) != old:
+            # Another CPU was quicker: the instruction runs again on what is there now.
+            vcpu.core.load(store.state)
+            return True
         at = (table << 12) + slot * 8
         owner = vcpu.domain.memory
         if not self._update.l1(at, new, owner, owner):

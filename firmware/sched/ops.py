@@ -125,7 +125,8 @@ class SchedOps:
         vcpu.poll_ports = tuple(ports)
         events.polling.append(vcpu)
         if poll.timeout:
-            self._timers.set_poll(vcpu, poll.timeout)
+            # A signed time: one with the sign bit has passed.
+            self._timers.set_poll(vcpu, 0 if poll.timeout >> 63 else poll.timeout)
         self._scheduler.hold(vcpu, PAUSE_POLLING)
         return 0
 
