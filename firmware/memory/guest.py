@@ -146,10 +146,12 @@ class GuestSpace:
         return (table + (va >> 12 & 511)) << 3
 
     def allowed(self, va: int, length: int = 1) -> bool:
-        """Whether the guest may name these addresses at all (access_ok), mapped or not."""
+        """Whether the guest may name these addresses at all (access_ok), mapped or not. Of a 64-bit guest's
+        only the first is looked at: what lies behind is judged when it is used.
+        """
         if self._owner.pv32:
             return va + length <= COMPAT_END
-        return va + length <= LOW_END or HYPERVISOR_END <= va <= TOP - length
+        return va < LOW_END or HYPERVISOR_END <= va < TOP
 
     def read_at(self, root: int, va: int, length: int) -> bytes:
         """As `read`, through another root of the same guest (its user tables)."""
