@@ -235,8 +235,10 @@ class Contexts:
         vcpu.failsafe_address = context.failsafe_callback_eip
         vcpu.failsafe_masks = bool(context.flags & arch_x86.VGCF_failsafe_disables_events)
         if pv32:
-            vcpu.event_cs = context.event_callback_cs & 0xFFFF | 1
-            vcpu.failsafe_cs = context.failsafe_callback_cs & 0xFFFF | 1
+            vcpu.event_cs, vcpu.failsafe_cs = (
+                selector & 0xFFFF | (0 if selector & 3 else ring)
+                for selector in (context.event_callback_cs, context.failsafe_callback_cs)
+            )
         else:
             vcpu.syscall_address = context.syscall_callback_eip
             vcpu.syscall_masks = bool(context.flags & arch_x86.VGCF_syscall_disables_events)

@@ -73,6 +73,7 @@ class VCpu:
     __slots__ = (
         "id",
         "domain",
+        "pv32",
         "core",
         "home",
         "saved",
@@ -136,6 +137,8 @@ class VCpu:
     def __init__(self, domain: Domain, number: int) -> None:
         self.id = number
         self.domain = domain
+        self.pv32 = domain.pv32
+        """Whether its domain is a 32-bit one."""
         self.core: Core
         """The logical CPU it runs on, or ran on last."""
         self.home = 0

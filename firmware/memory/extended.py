@@ -135,6 +135,8 @@ class ExtendedOps:
 
     def _new_user_baseptr(self, vcpu: VCpu, mfn: int, arg2: int, pages: MemoryOwner | None) -> int:
         owner = vcpu.domain.memory
+        if owner.pv32:
+            return -EINVAL
         old = vcpu.user_root
         if mfn == old:
             return 0

@@ -2,7 +2,8 @@
 
 From ring 1 the frame goes below the current stack; from an outer ring the guest's registered kernel stack is
 used and the old SS:ESP is pushed first, as the hardware would. Bits 16 to 23 of the CS word are the upcall
-mask from before. Source: arch-x86/xen-x86_32.h; behaviour of compat_create_bounce_frame.
+mask from before. The frame is written through the stack segment, whose base counts. Source: arch-x86/xen-x86_32.h; behaviour
+of compat_create_bounce_frame.
 """
 
 from __future__ import annotations
@@ -12,14 +13,28 @@ from typing import Final
 
 from firmware.domain.vcpu import VCpu
 from firmware.hypercalls import GuestFault
-from firmware.traps.bounce import ARCHITECTURAL_IOPL, CLEARED_ON_ENTRY, EFLAGS_IF, EFLAGS_IOPL, BounceError
+from firmware.traps.bounce import (
+    ARCHITECTURAL_IOPL,
+    EFLAGS_IF,
+    EFLAGS_IOPL,
+    EFLAGS_NT,
+    EFLAGS_RF,
+    EFLAGS_TF,
+    EFLAGS_VM,
+    BounceError,
+)
 from firmware.traps.segments import Segments
 from machine.core import Core
 from machine.memory import MachineMemory
-from machine.registers import CS, DS, ES, FS, GS, RIP, RSP, SEG_SELECTOR, SS
+from machine.registers import CS, DS, ES, FS, GS, RIP, RSP, SEG_BASE, SEG_SELECTOR, SS
 
 WORD: Final = (1 << 32) - 1
 KERNEL_RING: Final = 1
+OUTER_RINGS: Final = 2
+"""The bit of a code selector that rings 2 and 3 have."""
+NULL_SELECTORS: Final = 3
+CLEARED_ON_ENTRY: Final = EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_VM
+"""What an interrupt gate clears; AC has no effect in ring 1 and stays."""
 
 
 class Bounce32:
@@ -48,22 +63,22 @@ class Bounce32:
             words.insert(0, error & WORD)
         if failsafe:
             words[:0] = [d[SEG_SELECTOR[segment]] & 0xFFFF for segment in (DS, ES, FS, GS)]
-        if cs & 3 == KERNEL_RING:
-            stack = q[RSP] & WORD
-        else:
+        if cs & OUTER_RINGS:
             stack = vcpu.kernel_sp & WORD
             words += [q[RSP] & WORD, d[SEG_SELECTOR[SS]] & 0xFFFF]
+            if not self._segments.load(vcpu, core, SS, vcpu.kernel_ss):
+                raise BounceError(f"its kernel stack selector {vcpu.kernel_ss:#x} cannot be loaded")
+        else:
+            stack = q[RSP] & WORD
         stack = stack - 4 * len(words) & WORD
-        if not address:
+        if selector <= NULL_SELECTORS:
             raise BounceError("it has no handler")
         try:
-            vcpu.space.write(stack, struct.pack(f"<{len(words)}I", *words))
+            vcpu.space.write(q[SEG_BASE[SS]] + stack & WORD, struct.pack(f"<{len(words)}I", *words))
         except GuestFault as fault:
             raise BounceError(f"its stack at {stack:#x} cannot be written") from fault
         if masks_events and not mask:
             self._memory.store8(info + 1, 1)
-        if cs & 3 != KERNEL_RING and not self._segments.load(vcpu, core, SS, vcpu.kernel_ss):
-            raise BounceError(f"its kernel stack selector {vcpu.kernel_ss:#x} cannot be loaded")
         if not self._segments.load(vcpu, core, CS, selector):
             raise BounceError(f"its handler's code selector {selector:#x} cannot be loaded")
         vcpu.in_kernel = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from firmware.abi import arch_x86, arch_x86_32, errno, xen
+from firmware.abi import arch_x86, errno, xen
 from firmware.domain.vcpu import DR6_DEFAULT, NO_TRAP, RECENT_CALLS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, HypercallTable
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
@@ -24,7 +24,6 @@ from machine.core import Core
 from machine.memory import MachineMemory
 from machine.registers import (
     CR2,
-    CS_BASE,
     CS_FLAGS,
     CS_SELECTOR,
     DR6,
@@ -375,7 +374,7 @@ class Traps:
 
     def _protection(self, vcpu: VCpu, core: Core, error: int) -> None:
         if not error:
-            if (vcpu.pv32 or not vcpu.in_kernel) and self._sysenter(vcpu, core):
+            if not vcpu.in_kernel and self._sysenter(vcpu, core):
                 return
             outcome = self._privileged.emulate(vcpu, core)
             if outcome is True:
@@ -388,14 +387,11 @@ class Traps:
     def _sysenter(self, vcpu: VCpu, core: Core) -> bool:
         q = core.q
         try:
-            if vcpu.read_here(q[CS_BASE] + q[RIP] & WORD, len(SYSENTER)) != SYSENTER:
+            if vcpu.read_here(q[RIP], len(SYSENTER)) != SYSENTER:
                 return False
         except HypercallError:
             return False
-        if vcpu.pv32:
-            self._sysenter32(vcpu, core)
-            return True
-        if not vcpu.sysenter_address:
+        if not vcpu.sysenter_address or vcpu.pv32:
             return False
         # The instruction saves neither RIP nor RSP: the frame says ring 3 and nothing more, as Xen's does.
         q[RIP] = 0
@@ -404,19 +400,6 @@ class Traps:
         core.d[SS_SELECTOR] = arch_x86.FLAT_RING3_SS64
         self._bounce.enter(vcpu, core, vcpu.sysenter_address, vcpu.sysenter_masks)
         return True
-
-    def _sysenter32(self, vcpu: VCpu, core: Core) -> None:
-        """The same from a 32-bit guest; without a callback it is #GP, of the context `sysenter` leaves."""
-        core.q[RIP] = 0
-        core.q[RSP] = 0
-        core.d[CS_SELECTOR] = 3
-        core.d[SS_SELECTOR] = arch_x86_32.FLAT_USER_SS
-        vcpu.in_kernel = False
-        if not vcpu.sysenter_address:
-            self.inject(vcpu, core, PROTECTION, 0)
-            return
-        selector = vcpu.sysenter_cs if vcpu.sysenter_cs & ~3 else vcpu.traps[PROTECTION].cs
-        self._bounce32.enter(vcpu, core, selector, vcpu.sysenter_address, vcpu.sysenter_masks)
 
     def _page_fault(self, vcpu: VCpu, core: Core, error: int) -> None:
         address = core.q[CR2]

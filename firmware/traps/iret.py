@@ -21,7 +21,8 @@ from firmware.traps.bounce import (
     FLAT_LIMIT,
     enter_user,
 )
-from firmware.traps.segments import Segments
+from firmware.traps.bounce32 import CLEARED_ON_ENTRY
+from firmware.traps.segments import PROTECTION, Segments
 from machine.core import Core
 from machine.memory import MachineMemory
 from machine.paging import canonical
@@ -43,6 +44,8 @@ WORD32: Final = (1 << 32) - 1
 _FRAME: Final = struct.Struct("<9Q")
 _FRAME32: Final = struct.Struct("<6I")
 _SHORT32: Final = struct.Struct("<4I")
+_VM86_BYTES: Final = 40
+"""EAX, EIP, CS, EFLAGS, ESP, SS and four data segments."""
 
 
 class Ends(Protocol):
@@ -126,8 +129,11 @@ class Iret:
 
     def _refuse(self, vcpu: VCpu, core: Core, rax: int, register: int, selector: int) -> int:
         """The CPU would fault on the selector with the context already the guest's: so does the guest."""
-        core.q[RAX] = rax
         vector, error = self._segments.fault(vcpu, register, selector)
+        return self._deliver(vcpu, core, rax, vector, error)
+
+    def _deliver(self, vcpu: VCpu, core: Core, rax: int, vector: int, error: int) -> int:
+        core.q[RAX] = rax
         self.faults.inject(vcpu, core, vector, error)
         return core.q[RAX]
 
@@ -138,8 +144,10 @@ class Iret:
         try:
             eax, eip, cs, flags = _SHORT32.unpack(vcpu.space.read(esp, _SHORT32.size))
             ring = cs & 3
-            if flags & EFLAGS_VM or ring == 0:
-                return self._crash(vcpu, "it returned to ring 0 or virtual-8086 mode")
+            if flags & EFLAGS_VM:
+                return self._refuse_vm86(vcpu, core, esp, flags)
+            if ring == 0:
+                return self._crash(vcpu, "it returned to ring 0")
             outer = None
             if ring > 1:
                 outer = _FRAME32.unpack(vcpu.space.read(esp, _FRAME32.size))
@@ -157,12 +165,45 @@ class Iret:
             q[RSP] = esp + _SHORT32.size & WORD32
         else:
             q[RSP] = outer[4]
-        core.set_mode(False, ring)
-        if not self._segments.load(vcpu, core, CS, cs & 0xFFFF):
-            return self._refuse(vcpu, core, eax, CS, cs & 0xFFFF)
-        if outer is not None and not self._segments.load(vcpu, core, SS, outer[5] & 0xFFFF):
-            return self._refuse(vcpu, core, eax, SS, outer[5] & 0xFFFF)
+        cs &= 0xFFFF
+        d = core.d
+        ss = (d[SS_SELECTOR] if outer is None else outer[5]) & 0xFFFF
+        if not self._segments.load(vcpu, core, CS, cs):
+            d[CS_SELECTOR], d[SS_SELECTOR] = cs, ss
+            return self._refuse(vcpu, core, eax, CS, cs)
+        if outer is not None:
+            if ss & 3 != ring or not self._segments.load(vcpu, core, SS, ss):
+                d[SS_SELECTOR] = ss
+                vector, error = (
+                    (PROTECTION, ss & ~3) if ss & 3 != ring else self._segments.fault(vcpu, SS, ss)
+                )
+                return self._deliver(vcpu, core, eax, vector, error)
+            self._segments.shed(vcpu, core, ring)
         return int(eax)
+
+    def _refuse_vm86(self, vcpu: VCpu, core: Core, esp: int, flags: int) -> int:
+        """There is no virtual-8086 mode: the frame moves to the kernel stack, and #GP finds it there."""
+        q = core.q
+        stack = vcpu.kernel_sp - _VM86_BYTES & WORD32
+        trap = vcpu.traps[PROTECTION]
+        try:
+            frame = vcpu.space.read(esp + 4, _VM86_BYTES - 4)
+            vcpu.space.write(stack, bytes(4) + frame)
+        except GuestFault:
+            return self._crash(vcpu, "its virtual-8086 frame cannot be moved")
+        if not self._segments.load(vcpu, core, SS, vcpu.kernel_ss) or not self._segments.load(
+            vcpu, core, CS, trap.cs
+        ):
+            return self._crash(vcpu, "it has no handler for the fault of its virtual-8086 mode")
+        eax = q[RAX] = int.from_bytes(vcpu.space.read(esp, 4), "little")
+        q[RSP] = stack
+        q[RIP] = trap.address
+        core.set_eflags(flags & ~(EFLAGS_IOPL | CLEARED_ON_ENTRY) | EFLAGS_IF)
+        masked = trap.masks_events or not flags & EFLAGS_IF
+        self._memory.store8(vcpu.info + 1, 1 if masked else 0)
+        vcpu.nmi_masked = False
+        vcpu.in_kernel = True
+        return eax
 
     def _crash(self, vcpu: VCpu, reason: str) -> int:
         self._ends.crash(vcpu, reason)

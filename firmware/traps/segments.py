@@ -15,6 +15,11 @@ from machine.registers import (
     CS,
     CS_FLAGS,
     CS_SELECTOR,
+    DS,
+    ES,
+    FS,
+    GS,
+    SEG_FLAGS,
     SS,
     SS_SELECTOR,
 )
@@ -31,6 +36,11 @@ DESCRIPTOR_BIG: Final = 1 << 54
 DESCRIPTOR_GRANULAR: Final = 1 << 55
 CACHE_FLAGS: Final = 0x00F0_FF00
 """The bits of a descriptor's upper word that a segment cache keeps."""
+
+CACHED_DPL_SHIFT: Final = 13
+CACHED_PRESENT: Final = 1 << 15
+CACHED_CONFORMING: Final = 3 << 10
+"""A cache's bits: privilege level, present, and code that is conforming."""
 
 NO_SEGMENT, STACK_ERROR, PROTECTION = 11, 12, 13
 """Vectors (Intel SDM volume 3, table 6-1)."""
@@ -132,6 +142,14 @@ class Segments:
         else:
             core.set_segment(register, selector, base, limit, flags)
         return True
+
+    def shed(self, vcpu: VCpu, core: Core, ring: int) -> None:
+        """Null the data segments that `ring` may not have, as IRET to an outer ring does (SDM volume 2)."""
+        for register in (DS, ES, FS, GS):
+            flags = core.d[SEG_FLAGS[register]]
+            if flags & CACHED_PRESENT and flags & CACHED_CONFORMING != CACHED_CONFORMING:
+                if (flags >> CACHED_DPL_SHIFT) & 3 < ring:
+                    core.set_segment(register, 0, 0, 0, 0)
 
     def fault(self, vcpu: VCpu, register: int, selector: int) -> tuple[int, int]:
         """Vector and error code of the fault that a refused load raises (SDM volume 2, MOV and IRET)."""
