@@ -37,7 +37,7 @@ class MemoryFloor:
         self.frames = FrameTable(memory.frames)
         self.shootdown = Shootdown(cores)
         self.heap = FrameHeap(memory, self.frames, self.shootdown, first_free)
-        self.m2p = MachineToPhys(memory, self.heap)
+        self.m2p = MachineToPhys(memory, self.heap, self.shootdown)
         self.heap.m2p = self.m2p
         self.slots = XenSlots(memory, self.heap, self.m2p)
         self.types = PageTypes(memory, self.frames, self.heap, self.shootdown, self.slots)

@@ -15,7 +15,7 @@ from firmware.abi.errno import EACCES, EDOM, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, 
 from firmware.abi.xen import DOMID_SELF
 from firmware.hypercalls import CONTINUE, GuestFault, HypercallError, HypercallTable
 from firmware.memory.exchange import MAX_ORDER, SLICE_FRAMES, WORD, Exchange, frame_limit
-from firmware.memory.m2p import MachineToPhys
+from firmware.memory.m2p import SUPERPAGE_FRAMES, MachineToPhys, SparseTable
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.types import PageTypes
 
@@ -280,20 +280,19 @@ class Reservation:
     def _machphys_list(self, vcpu: VCpu, arg: int, done: int) -> int:
         if vcpu.domain.pv32:
             return self._machphys_compat_list(vcpu, arg, done)
-        return self._frames_of(vcpu, arg, self._m2p.base, self._m2p.superpages)
+        return self._frames_of(vcpu, arg, self._m2p.wide)
 
     def _machphys_compat_list(self, vcpu: VCpu, arg: int, done: int) -> int:
-        return self._frames_of(vcpu, arg, self._m2p.compat_base, self._m2p.compat_superpages)
+        return self._frames_of(vcpu, arg, self._m2p.compat)
 
-    def _frames_of(self, vcpu: VCpu, arg: int, base: int, superpages: int) -> int:
+    def _frames_of(self, vcpu: VCpu, arg: int, table: SparseTable) -> int:
         variant = self._variant(vcpu, abi.xen_machphys_mfn_list)
         request = vcpu.space.unpack(arg, variant)
-        count = min(request.max_extents, superpages)
+        count = min(request.max_extents, table.superpages)
         width = 4 if vcpu.domain.pv32 else 8
         for index in range(count):
-            vcpu.space.write(
-                request.extent_start + index * width, ((base >> 12) + index * 512).to_bytes(width, "little")
-            )
+            mfn = (table.base >> 12) + index * SUPERPAGE_FRAMES
+            vcpu.space.write(request.extent_start + index * width, mfn.to_bytes(width, "little"))
         vcpu.space.write(arg + variant.offset["nr_extents"], count.to_bytes(4, "little"))
         return 0
 

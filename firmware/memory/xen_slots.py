@@ -1,7 +1,7 @@
 """Xen's own slots in every root: what a guest's L4 table holds in entries 256 to 271, and a PAE guest's last
 L2.
 
-Slot 256 is the read-only machine-to-phys table in 2 MiB pages, slot 260 the per-domain area. The other Xen
+Slot 256 is the read-only machine-to-phys table, slot 260 the per-domain area. The other Xen
 slots are empty here: Xen's own memory is not mapped in this machine.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from firmware.memory.heap import FrameHeap
-from firmware.memory.m2p import SUPERPAGE, MachineToPhys
+from firmware.memory.m2p import MachineToPhys
 from firmware.memory.owner import MachineMemory, MemoryOwner
-from firmware.memory.pte import ACCESSED, DIRTY, PRESENT, USER
-from firmware.memory.pte import SUPERPAGE as PSE
+from firmware.memory.pte import ACCESSED, PRESENT, USER
 
 FIRST_XEN_SLOT: Final = 256
 LAST_XEN_SLOT: Final = 271
@@ -39,16 +38,15 @@ class XenSlots:
         self._memory = memory
         l3 = heap.xen_frame() << 12
         flags = PRESENT | USER | ACCESSED
-        for page in range(m2p.superpages):
+        for page, entry in enumerate(m2p.wide.directory):
             directory, slot = divmod(page, 512)
             if slot == 0:
                 l2 = heap.xen_frame() << 12
                 memory.store64(l3 + directory * 8, l2 | flags)
-            memory.store64(l2 + slot * 8, m2p.base + page * SUPERPAGE | flags | PSE | DIRTY)
+            memory.store64(l2 + slot * 8, entry)
         self.m2p_entry = l3 | flags
-        self.compat_entries = tuple(
-            m2p.compat_base + page * SUPERPAGE | flags | PSE | DIRTY for page in range(m2p.compat_superpages)
-        )
+        # Ring 1 is supervisor mode: Xen leaves the user bit out, and a 32-bit guest's users see no table.
+        self.compat_entries = tuple(entry & ~USER for entry in m2p.compat.directory)
 
     def fill_root(self, l4: int, owner: MemoryOwner, *, read_only_m2p: bool) -> None:
         """Write all of Xen's slots into the L4 table at machine address `l4` (init_xen_l4_slots)."""

@@ -228,7 +228,7 @@ class World:
         self.frames = FrameTable(frames)
         self.shootdown = Shootdown(self.cores)
         self.heap = FrameHeap(self.memory, self.frames, self.shootdown, FIRST_FREE)
-        self.m2p = MachineToPhys(self.memory, self.heap)
+        self.m2p = MachineToPhys(self.memory, self.heap, self.shootdown)
         self.heap.m2p = self.m2p
         self.slots = XenSlots(self.memory, self.heap, self.m2p)
         self.types = PageTypes(self.memory, self.frames, self.heap, self.shootdown, self.slots)
