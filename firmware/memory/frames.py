@@ -38,6 +38,10 @@ PARTIAL: Final = 0x20
 """PGT_partial: validation or destruction stopped half way."""
 PAE_XEN_L2: Final = 0x40
 """PGT_pae_xen_l2: an L2 table that sits in slot 3 of a PAE root and carries Xen's entries."""
+FOREIGN: Final = 0x80
+"""Mapped for writing by a grant since its last change of type. The other domain may have taken the entry away
+by itself, without a flush: its CPUs count as well when the type changes.
+"""
 KIND_MASK: Final = TYPE_MASK | PAE_XEN_L2
 """What must be equal for a further type reference."""
 VALID_MASK: Final = TYPE_MASK | VALIDATED

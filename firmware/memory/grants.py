@@ -13,13 +13,13 @@ from typing import Any, Final
 from firmware.abi import grant_table as abi
 from firmware.abi.errno import EFAULT, EINVAL, ENOSYS
 from firmware.hypercalls import CONTINUE, HypercallTable
-from firmware.memory.frames import L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
+from firmware.memory.frames import FOREIGN, L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
 from firmware.memory.grant_copy import GrantCopy
 from firmware.memory.grant_ops import SLICE, GrantTableOps, variant_of
 from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
-from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, PRESENT, RW, USER, adjust_l1
+from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, NO_EXECUTE, PRESENT, RW, USER, adjust_l1
 from firmware.memory.types import PageTypes
 from firmware.memory.update import EntryUpdate
 
@@ -223,7 +223,7 @@ class Grants:
     @staticmethod
     def _entry(mfn: int, flags: int, pv32: bool) -> int:
         """The L1 entry for a mapping (grant_to_pte_flags)."""
-        entry = mfn << 12 | PRESENT | ACCESSED | DIRTY
+        entry = mfn << 12 | PRESENT | ACCESSED | DIRTY | NO_EXECUTE
         if flags & abi.GNTMAP_application_map:
             entry |= USER
         if not flags & abi.GNTMAP_readonly:
@@ -249,6 +249,8 @@ class Grants:
         if not at:
             return False
         old = self._memory.q[at >> 3]
+        if not flags & abi.GNTMAP_readonly:
+            self._types.types[mfn] |= FOREIGN
         self._memory.store64(at, self._entry(mfn, flags, vcpu.domain.pv32))
         self._types.put_page_from_l1(old)
         return True
@@ -336,7 +338,7 @@ class Grants:
         owner, mfn = vcpu.domain.memory, request.mfn
         if mfn >= types.frames.size or types.steal(mfn, owner):
             return {"status": abi.GNTST_bad_page}
-        types.shootdown.owner(owner)
+        types.shootdown.everyone(types.shootdown.clock)
         remote = self._domains.by_id(request.domid)
         if remote is None:
             heap.release(mfn)

@@ -19,6 +19,7 @@ from firmware.memory.frames import (
     ALLOCATED,
     COUNT_LIMIT,
     COUNT_SHIFT,
+    FOREIGN,
     KIND_MASK,
     L1_TABLE,
     L4_TABLE,
@@ -175,11 +176,14 @@ class PageTypes:
         """Type count 0 to 1: perhaps a change of type, then a flush, then validation."""
         types = self.types
         changed = word & TYPE_MASK != kind
+        foreign = word & FOREIGN
         if changed:
-            word &= ~(TYPE_MASK | VALIDATED)
+            word &= ~(TYPE_MASK | VALIDATED | FOREIGN)
             word |= kind
         types[mfn] = word + ONE
-        if changed:
+        if changed and foreign:
+            self.shootdown.everyone(self.stamps[mfn])
+        elif changed:
             owner = self._by_tag.get(self.owners[mfn])
             if owner is not None:
                 self.shootdown.older(owner, self.stamps[mfn])

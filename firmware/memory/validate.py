@@ -12,6 +12,7 @@ import numpy as np
 
 from firmware.abi.errno import EINVAL
 from firmware.memory.frames import (
+    FOREIGN,
     L1_TABLE,
     L2_TABLE,
     L3_TABLE,
@@ -66,6 +67,7 @@ _ADDRESS: Final = np.uint64(ADDRESS)
 _PAGE_SHIFT: Final = np.uint64(12)
 _ONE: Final = np.uint64(ONE)
 _VALID: Final = np.uint64(VALID_MASK)
+_FOREIGN: Final = np.uint64(FOREIGN)
 _WRITABLE_VALIDATED: Final = np.uint64(WRITABLE | VALIDATED)
 _NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
 
@@ -233,7 +235,11 @@ class Validator:
         """Unused frames become writable ones, after one flush for all of them."""
         frames = self._frames
         words = frames.type_array[targets]
-        self._types.shootdown.older(owner, int(frames.stamp_array[targets].max()))
+        stamp = int(frames.stamp_array[targets].max())
+        if (words & _FOREIGN).any():
+            self._types.shootdown.everyone(stamp)
+        else:
+            self._types.shootdown.older(owner, stamp)
         frames.type_array[targets] = (words & _NOT_TYPE) | _WRITABLE_VALIDATED
 
     def _promote_l1_each(self, mfn: int, owner: MemoryOwner, slots: list[int]) -> int:
