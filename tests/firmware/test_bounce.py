@@ -212,7 +212,7 @@ class TestBounce32:
             (0xE019, 0x10, KERNEL_STACK, 1),
             (0x99, 0xE021, KERNEL_STACK, 1),
             (0xE019, 0xE021, HOLE + 8, 1),
-            (0xE019, 0xE021, KERNEL_STACK, 0),
+            (1, 0xE021, KERNEL_STACK, 1),
         ):
             entry = Entry(pv32=True)
             entry.core.set_cs(0xE02B, 0, 0xFFFF_FFFF, 0)
@@ -333,7 +333,6 @@ class TestIret32:
             entry.vcpu.space.write(STACK, struct.pack(f"<{len(words)}I", *words))
             assert entry.iret.iret(entry.vcpu) == 0x77
             assert (entry.core.q[RIP], entry.core.q[RSP], entry.selector(CS)) == (0x5000, expected, cs)
-            assert entry.core.mode == (False, cs & 3)
             assert entry.vcpu.in_kernel is (cs & 3 == 1)
 
     @pytest.mark.parametrize(("cs", "flags"), [(0xE018, 0x202), (0xE019, 0x202 | VM)])
@@ -342,6 +341,14 @@ class TestIret32:
         entry.vcpu.space.write(STACK, struct.pack("<4I", 0, 0x5000, cs, flags))
         entry.iret.iret(entry.vcpu)
         assert len(entry.world.ends.crashes) == 1
+
+    def test_a_user_loses_the_kernels_data_segments(self) -> None:
+        entry = Entry(pv32=True)
+        entry.segments.load(entry.vcpu, entry.machine_core, DS, 0xE021)
+        entry.segments.load(entry.vcpu, entry.machine_core, ES, 0xE033)
+        entry.vcpu.space.write(STACK, struct.pack("<6I", 0x77, 0x5000, 0xE02B, 0x202, 0x7000, 0xE033))
+        entry.iret.iret(entry.vcpu)
+        assert (entry.selector(DS), entry.selector(ES)) == (0, 0xE033)
 
     def test_a_bad_selector_faults(self) -> None:
         entry = Entry(pv32=True)
