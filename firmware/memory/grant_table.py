@@ -27,7 +27,9 @@ from firmware.memory.owner import MachineMemory, MemoryOwner
 
 MAX_FRAMES: Final = 64
 """max_grant_frames: what xl gives a domain."""
-MAX_HANDLES: Final = 1024 * 256
+HANDLES_IN_FRAME: Final = 256
+"""MAPTRACK_PER_PAGE."""
+MAX_HANDLES: Final = 1024 * HANDLES_IN_FRAME
 """max_maptrack_frames times the handles in a frame."""
 V1_ENTRIES: Final = 512
 V2_ENTRIES: Final = 256
@@ -267,12 +269,14 @@ class GrantTable:
 
     def new_handle(self) -> int | None:
         """A handle for a mapping to come; None when there are too many."""
-        if self._free:
-            return self._free.popleft()
-        if len(self.mappings) >= MAX_HANDLES:
+        free, first = self._free, len(self.mappings)
+        if len(free) > 1:  # the last one stays: what is given back goes behind it
+            return free.popleft()
+        if first >= MAX_HANDLES:
             return None
-        self.mappings.append(None)
-        return len(self.mappings) - 1
+        self.mappings.extend([None] * HANDLES_IN_FRAME)
+        free.extendleft(range(first + HANDLES_IN_FRAME - 1, first, -1))
+        return first
 
     def free_handle(self, handle: int) -> None:
         """Give a handle back."""
