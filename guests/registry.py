@@ -17,6 +17,8 @@ class Guest:
     expected: str
     cmdline: str = ""
     """What the command line is when its console is compared with real Xen's."""
+    unprivileged: bool = False
+    """Whether that is the console of a true domU: in dom0's place it would be answered differently."""
 
     def build(self) -> bytes:
         """The image, an ELF file."""
@@ -34,6 +36,8 @@ _ROWS: Final = (
     Guest("timer", "clocks, timers, blocking and polling", 1, "timer: done"),
     Guest("smp", "starts, locks, interrupts and stops every vCPU", 4, "smp: done"),
     Guest("hypercalls", "tries every hypercall with odd arguments", 1, "hypercalls: done"),
+    Guest("mmufuzz", "random operations on page tables: `seed=N ops=N` on the command line", 1,
+          "mmufuzz: done", "seed=1000 ops=100", unprivileged=True),
 )
 
 GUESTS: Final[dict[str, Guest]] = {guest.name: guest for guest in _ROWS}

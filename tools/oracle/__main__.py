@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guests
-from tools.oracle import End, OracleError, dom0, domu, record
+from tools.oracle import End, OracleError, dom0, domu, mmufuzz, record
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +27,9 @@ def main(arguments: list[str]) -> int:
     record_verb.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
     check = verbs.add_parser("check", help="compare with what true unprivileged guests print")
     check.add_argument("guests", nargs="*", default=list(guests.GUESTS), help="all of them by default")
+    fuzz = verbs.add_parser("mmufuzz", help="record what random page-table operations give a true domU")
+    fuzz.add_argument("--output", type=Path, default=mmufuzz.PLACE)
+    fuzz.set_defaults(act=_mmufuzz)
     record_verb.set_defaults(act=_record)
     check.set_defaults(act=_check)
     run.set_defaults(act=_run)
@@ -60,6 +63,11 @@ def _check(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     for name in options.guests:
         sys.stderr.write(f"{record.record(name)}\n")
+    return 0
+
+
+def _mmufuzz(options: argparse.Namespace) -> int:
+    sys.stderr.write(f"{mmufuzz.record(path=options.output)}\n")
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import guests
-from tools.oracle import End, OracleError, Result, dom0
+from tools.oracle import End, OracleError, Result, dom0, domu
 from tools.oracle.qemu import CPU, QEMU
 
 PLACE: Final = Path(__file__).parents[2] / "tests" / "guests" / "expected"
@@ -37,8 +37,10 @@ def trusted(lines: list[str]) -> list[str]:
 
 
 def run(name: str) -> Result:
-    """Run a guest of ours as dom0 with the vCPUs it is for. Raises OracleError."""
+    """Run a guest of ours as dom0, or as what it is for, with its vCPUs. Raises OracleError."""
     guest = guests.GUESTS[name]
+    if guest.unprivileged:
+        return domu.run({name: domu.Job(guest.build(), guest.cmdline, guest.vcpus)})[name]
     return dom0.run(guest.build(), vcpus=guest.vcpus, cmdline=guest.cmdline)
 
 
@@ -54,9 +56,10 @@ def record(name: str) -> Path:
 def _header(name: str, result: Result) -> str:
     xen = VERSION.search(result.log)
     qemu = ".".join(map(str, qemu_version()))
+    place = "a domU" if guests.GUESTS[name].unprivileged else "dom0"
     lines = (
         f"# What the guest `{name}` prints on real Xen 4.17 ({xen[1] if xen else 'unknown'}),",
-        f"# as dom0 with {guests.GUESTS[name].vcpus} vCPUs under QEMU {qemu}, -accel tcg -cpu {CPU}.",
+        f"# as {place} with {guests.GUESTS[name].vcpus} vCPUs under QEMU {qemu}, -accel tcg -cpu {CPU}.",
         f"# Made by `python -m tools.oracle record {name}`; not to be edited.",
     )
     return "\n".join(lines) + "\n" + HEADER_END

@@ -1,0 +1,1 @@
+"""The parts of the guest `mmufuzz`: its data, its routines, its operations by kind."""
