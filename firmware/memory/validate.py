@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from firmware.memory.types import PageTypes
 
 ENTRIES: Final = 512
-BULK: Final = 48
+BULK: Final = 24
 """With fewer present entries than this a loop beats numpy."""
 LINEAR_LIMIT: Final = 32767
 """The largest count of linear_pt_count, a signed short."""
