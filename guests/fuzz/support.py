@@ -152,6 +152,7 @@ put_flags:
 make_entry:                             # rdi = level of the table it is for -> an entry
     push rbx
     mov rbx, rdi
+    {chance(12, "entry_linear")}
     {chance(4, "entry_any")}
     lea rcx, [rip + below]
     shl rbx, 4
@@ -170,6 +171,25 @@ entry_frame:
     or rbx, rax
     {chance(5, "entry_odd")}
     mov rax, rbx
+    pop rbx
+    ret
+entry_linear:                           # a table of the same level, read-only more often than not
+    lea rcx, [rip + below]
+    shl rbx, 4
+    add rbx, rcx
+    {draw("qword ptr [rbx + 8]")}
+    add rax, [rbx]
+    mov rdi, rax
+    call frame
+    shl rax, 12
+    mov rbx, rax
+    or rbx, 0x65
+    {chance(5, "entry_linear_writable")}
+    mov rax, rbx
+    pop rbx
+    ret
+entry_linear_writable:
+    lea rax, [rbx + 2]
     pop rbx
     ret
 entry_odd:
@@ -376,7 +396,7 @@ everyone: .quad 1
 
 DATA: Final = (
     STATE, f"levels:\n.byte {', '.join(map(str, t.LEVELS))}",
-    t.quads("below", (cell for level in (1, 2, 3, 4)
+    t.quads("below", (cell for level in t.BELOW
                       for cell in (t.BELOW[level].start, len(t.BELOW[level])))),
     *(t.quads(label, values) for label, values in t.TABLES.items()),
     t.quads("frames", [t.FIXED.get(frame, 0) for frame in range(t.FRAMES)]),

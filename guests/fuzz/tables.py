@@ -42,8 +42,8 @@ LEVELS: Final = tuple(
 )
 """The level of a frame used as a table."""
 
-BELOW: Final = {1: DATA, 2: L1, 3: L2, 4: L3}
-"""What an entry of a table of that level should name."""
+BELOW: Final = {1: DATA, 2: L1, 3: L2, 4: L3, 5: L4}
+"""What an entry of a table of that level should name; the next row is the level's own tables."""
 
 # ---- entries ---------------------------------------------------------------------------------------------
 
