@@ -15,7 +15,7 @@ from firmware.abi import arch_x86, errno, xen
 from firmware.domain.vcpu import DR6_DEFAULT, NO_TRAP, RECENT_CALLS, Trap, VCpu
 from firmware.hypercalls import CONTINUE, LIMIT, Handler, HypercallError, HypercallTable
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
-from firmware.traps.bounce import CODE64_FLAGS, EFLAGS_DF, EFLAGS_TF, FLAT_LIMIT, Bounce, BounceError
+from firmware.traps.bounce import EFLAGS_DF, EFLAGS_TF, Bounce, BounceError
 from firmware.traps.bounce32 import KERNEL_RING, Bounce32
 from firmware.traps.emulated import EmulatedStores
 from firmware.traps.privileged import Fault, Privileged
@@ -231,11 +231,7 @@ class Traps:
             return
         flags = q[R11]
         d[SS_SELECTOR] = arch_x86.FLAT_RING3_SS64
-        if long_code:
-            if d[CS_SELECTOR] != arch_x86.FLAT_RING3_CS64:
-                core.set_cs(arch_x86.FLAT_RING3_CS64, 0, FLAT_LIMIT, CODE64_FLAGS)
-        else:
-            d[CS_SELECTOR] = arch_x86.FLAT_RING3_CS32
+        d[CS_SELECTOR] = arch_x86.FLAT_RING3_CS64 if long_code else arch_x86.FLAT_RING3_CS32
         self._bounce.enter(vcpu, core, address, vcpu.syscall_masks)
         if flags & EFLAGS_DF:
             core.set_eflags(core.eflags() & ~EFLAGS_DF)
@@ -315,11 +311,10 @@ class Traps:
         if trap is NO_TRAP or not trap.address:
             raise BounceError(self._unhandled(core, vector, error))
         if vector == PAGE_FAULT:
-            self._memory.store64(
-                vcpu.info + self._cr2_offset[False], core.q[CR2]
-            ) if not vcpu.domain.pv32 else (
+            if vcpu.pv32:
                 self._memory.store32(vcpu.info + self._cr2_offset[True], core.q[CR2] & WORD32)
-            )
+            else:
+                self._memory.store64(vcpu.info + self._cr2_offset[False], core.q[CR2])
             error = error & ~PF_USER if vcpu.in_kernel else error | PF_USER
         if vcpu.domain.pv32:
             self._bounce32.enter(vcpu, core, trap.cs, trap.address, trap.masks_events, error)
