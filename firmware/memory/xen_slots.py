@@ -12,7 +12,7 @@ from typing import Final
 from firmware.memory.heap import FrameHeap
 from firmware.memory.m2p import MachineToPhys
 from firmware.memory.owner import MachineMemory, MemoryOwner
-from firmware.memory.pte import ACCESSED, PRESENT, USER
+from firmware.memory.pte import ACCESSED, NO_EXECUTE, PRESENT, USER
 
 FIRST_XEN_SLOT: Final = 256
 LAST_XEN_SLOT: Final = 271
@@ -44,7 +44,7 @@ class XenSlots:
                 l2 = heap.xen_frame() << 12
                 memory.store64(l3 + directory * 8, l2 | flags)
             memory.store64(l2 + slot * 8, entry)
-        self.m2p_entry = l3 | flags
+        self.m2p_entry = l3 | flags | NO_EXECUTE
         # Ring 1 is supervisor mode: Xen leaves the user bit out, and a 32-bit guest's users see no table.
         self.compat_entries = tuple(entry & ~USER for entry in m2p.compat.directory)
 

@@ -249,15 +249,15 @@ _SETUP: Final = "\n".join((
     *(frame_of(page, f"{page}_frame") for page in ("spare", "other", "third")),
 ))
 USER_TABLES: Final = "\n".join((
-    "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\ncall machine_frame",
-    extended("MMUEXT_NEW_USER_BASEPTR", "rax"),
+    "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\ncall machine_frame\nmov rbx, rax",
+    extended("MMUEXT_NEW_USER_BASEPTR", "rbx"),
 ))
 """Let user mode run on the kernel's own tables."""
 
 
 def attack(*main: str, text: Iterable[str] = (), data: Iterable[str] = (), bss: Iterable[str] = (),
            events: bool = False, trap_flags: dict[int, int] | None = None) -> bytes:
-    """The image of an attack. `spare`, `other` and `third` are pages of its own, frames at `spare_frame`..."""
+    """The image of an attack. `spare`, `other` and `third` are pages of its own."""
     return kernel(
         _SETUP, *main, line(DONE), "ret", _SUPPORT, *text, data=(_DATA, *data), bss=(_BSS, *bss),
         traps=True, events=events, pages=True, trap_flags=trap_flags,
