@@ -1,0 +1,39 @@
+"""The mutants, by what they take away.
+
+Not listed, because taking them away changes nothing a guest can see or gain:
+the limit `count < ONE` in get_page (a frame with an owner always has a reference), the stamp after a failed
+validation and in `steal` (the last type reference has stamped the frame before), and everything that only
+saves flushes (filters, `Shootdown.note`, a bulk change of type of a frame granted for writing, which is
+writable already).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tools.mutants.areas import (
+    counts,
+    descriptors,
+    flushes,
+    grants,
+    page_types,
+    pointers,
+    reservation,
+    stores,
+    tables,
+    vcpus,
+)
+from tools.mutants.mutant import Area
+
+AREAS: Final[tuple[Area, ...]] = (
+    tables.AREA,
+    page_types.AREA,
+    flushes.AREA,
+    counts.AREA,
+    descriptors.AREA,
+    pointers.AREA,
+    reservation.AREA,
+    grants.AREA,
+    stores.AREA,
+    vcpus.AREA,
+)
