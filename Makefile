@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.stamp
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
 
-.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench soak clean
+.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench soak mutants clean
 
 demo: $(STAMP)
 	@$(BIN)/xenpy demo
@@ -35,6 +35,10 @@ pytest: $(STAMP)
 # The random tests with many more examples, other ones each time, and the tests too long for `make test`.
 soak: $(STAMP) fetch-if-possible
 	@XENPY_SOAK=1 $(RUN) -m pytest $(PYTEST_ARGS)
+
+# One check taken out of a copy of the firmware at a time: some test must fail each time.
+mutants: $(STAMP)
+	@$(RUN) -m tools.mutants $(MUTANTS_ARGS)
 
 bench: $(STAMP) fetch
 	@$(RUN) -m tools.bench $(BENCH_ARGS)

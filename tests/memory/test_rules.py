@@ -203,6 +203,9 @@ class TestPae:
     def test_roots_are_not_linear(self, narrow: Scene) -> None:
         root = narrow.domain.root
         assert narrow.guest.mmu_update((narrow.at(root, 0), root << 12 | 1)) == -EINVAL
+        new, _ = self.root(narrow)
+        narrow.world.memory.store64(narrow.at(new, 0), new << 12 | 1)
+        assert narrow.guest.extended(xen.MMUEXT_PIN_L3_TABLE, new) == -EINVAL
         narrow.holds()
 
     def test_there_are_no_l4_tables(self, narrow: Scene) -> None:

@@ -35,7 +35,7 @@ LIMIT: Final = 120
 NEVER: Final = 0
 PASSED, FAILED = 0, 1
 """pytest's exit codes."""
-FAILURE: Final = re.compile(r"^FAILED (\S+?::.*?)(?: - (.*))?$", re.MULTILINE)
+FAILURE: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?::.*?)(?: - (.*))?$", re.MULTILINE)
 BROKEN: Final = re.compile(r"^(NameError|UnboundLocalError|SyntaxError|ImportError|ModuleNotFoundError)")
 """Ways to fail that show a mutant which is no program, not a test that noticed something."""
 
@@ -115,7 +115,7 @@ class Copy:
 
     def _run(self, tests: list[str] | tuple[str, ...], *, compiled: bool) -> tuple[int, str]:
         """pytest's exit code and output. Only the unchanged sources leave compiled files behind."""
-        arguments = ["-x", "--tb=no", "-rf", "-p", "no:cacheprovider", *tests]
+        arguments = ["-x", "--tb=no", "-rfE", "-p", "no:cacheprovider", *tests]
         request = {"arguments": arguments, "limit": NEVER if compiled else LIMIT, "compiled": compiled}
         assert self._nursery.stdin is not None
         assert self._nursery.stdout is not None
