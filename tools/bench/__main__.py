@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tools.bench import boot, cost, determinism, micro
+from tools.bench import boot, cost, determinism, memory, memory_loops, micro
 from tools.bench.report import MIB, Report
 
 Say = Callable[[str], None]
@@ -28,6 +28,13 @@ HELLO_S: Final = 1.0
 HELP_S: Final = 0.2
 OVERHEAD_MIB: Final = 150.0
 """Resident memory beyond what the guest touched; hello touches next to nothing."""
+SINGLE_US: Final = 6.0
+BATCH_US: Final = 1.5
+PIN_US: Final = 60.0
+DOMAIN_MS: Final = 150.0
+FORK_MS: Final = 8.0
+VALIDATION: Final = 5.0
+"""Percent of a boot."""
 
 
 def boots(report: Report, rounds: int, say: Say) -> None:
@@ -73,6 +80,23 @@ def starts(report: Report, rounds: int, say: Say) -> None:
         report.promise(f"resident memory, {name}", OVERHEAD_MIB, measured[name][1] / MIB, "MiB")
 
 
+def tables(report: Report, rounds: int, say: Say) -> None:
+    """What page tables cost, and how it grows."""
+    found = memory.measure(rounds, say)
+    report.numbers["memory"] = vars(found) | {"validation": found.validation}
+    report.growth = {
+        "pin and unpin of an L1 table, us, by its entries": found.pin_us,
+        "pin of all tables of a domain, ms, by its MiB": found.domain_ms,
+        "fork, exec and exit, ms, by vCPUs": found.fork_ms,
+    }
+    report.promise("mmu_update of one entry", SINGLE_US, found.single_us, "us")
+    report.promise(f"mmu_update, an entry of {memory_loops.BATCH}", BATCH_US, found.batch_us, "us")
+    report.promise("pin and unpin of a full L1 table", PIN_US, found.pin_us[memory_loops.ENTRIES], "us")
+    report.promise("pin of all tables of a 1 GiB domain", DOMAIN_MS, found.domain_ms[1024], "ms")
+    report.promise("fork, exec and exit of a small process", FORK_MS, found.fork_ms[1], "ms")
+    report.promise("validation's part of Debian's boot", VALIDATION, found.validation * 100, "%")
+
+
 def sameness(report: Report, rounds: int, say: Say) -> None:
     """Equal runs are equal; `rounds` does not matter here."""
     del rounds
@@ -83,7 +107,7 @@ def sameness(report: Report, rounds: int, say: Say) -> None:
 
 
 PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
-    "boot": boots, "traps": traps, "starts": starts, "sameness": sameness,
+    "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
 }
 ERRORS: Final = (OSError, micro.LoopError, cost.CommandError, determinism.RunError)
 

@@ -38,6 +38,8 @@ class Report:
     promises: list[Promise] = field(default_factory=list)
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
     """Contender -> step -> median host seconds."""
+    growth: dict[str, dict[int, float]] = field(default_factory=dict)
+    """What is measured -> what it grows with -> the number."""
     numbers: dict[str, Any] = field(default_factory=dict)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
     """The host's load before anything was measured: programs that shared the processors with us."""
@@ -71,6 +73,9 @@ class Report:
             console.print(steps_table(self.steps))
         if self.promises:
             console.print(promises_table(self.promises))
+        for name, numbers in self.growth.items():
+            each = ", ".join(f"{size}: {number:.2f}" for size, number in numbers.items())
+            console.print(f"{name}: {each}", markup=False, highlight=False)
         console.print(f"on {cpu_model()}, {os.cpu_count()} CPUs, load {self.load:.1f} at the start",
                       markup=False, highlight=False)
         for failure in self.failures:
