@@ -60,6 +60,8 @@ REMEMBERED: Final = 1024
 """Decoded instructions kept."""
 BURST: Final = 1024
 """Elements of one `rep ins` or `rep outs` done at a time; then events get their chance."""
+ELEMENT_NS: Final = 200
+"""What each costs in virtual time, so that others get their turn."""
 
 FORCED_PREFIX: Final = b"\x0f\x0bxen"
 CPUID: Final = b"\x0f\xa2"
@@ -419,6 +421,7 @@ class Privileged:
         long = _code_bits(core) == LONG
         base = q[SEG_BASE[instruction.segment]] if not long or instruction.segment in (FS, GS) else 0
         for _ in range(min(left, BURST)):
+            core.charge(ELEMENT_NS)
             address = base + (q[pointer] & mask) & (WORD if long else WORD32)
             try:
                 move(address)
