@@ -4,6 +4,6 @@
 """
 from __future__ import annotations
 
-from guests.registry import GUESTS, Guest, build
+from guests.registry import GUESTS, RECORDED, Guest, build
 
-__all__ = ["GUESTS", "Guest", "build"]
+__all__ = ["GUESTS", "RECORDED", "Guest", "build"]
