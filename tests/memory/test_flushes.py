@@ -279,3 +279,28 @@ class TestReuse:
         world.frames.stamps[victim] = 0
         assert guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0
         assert world.frames.stamps[victim] == world.shootdown.clock
+
+    def test_a_run_of_frames(self, scene: Scene) -> None:
+        world = scene.world
+        first = world.heap.run(4, 4)
+        assert first is not None
+        world.heap.assign(scene.domain.memory, first, 4)
+        for core in world.cores:
+            world.shootdown.core(core)
+        for mfn in range(first, first + 4):
+            world.types.drop_own_reference(mfn)
+        before = counts(scene)
+        assert world.heap.run(4, 4) == first
+        world.heap.assign(scene.other.memory, first, 4)
+        assert since(scene, before) == [1, 1]
+
+    def test_a_new_page_of_the_machine_to_phys_table(self, scene: Scene) -> None:
+        """Where guests saw the page all share they see another from now on."""
+        world = scene.world
+        assert not world.m2p.wide.there(2048)
+        before = counts(scene)
+        world.m2p.set(2048, 7)
+        assert all(done > 0 for done in since(scene, before))
+        before = counts(scene)
+        world.m2p.set(2049, 7)
+        assert since(scene, before) == [0, 0]

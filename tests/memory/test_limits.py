@@ -278,11 +278,11 @@ class TestPointers:
         first, second = scene.frames[9], scene.frames[3]
         for slot, mfn in ((20, first), (21, second)):
             assert scene.guest.mmu_update((scene.at(scene.l1, slot), mfn << 12 | 0x67)) == 0
-        for _ in range(2):
-            space.write(va + 4090, b"across two pages")
-            assert space.read(va + 4090, 16) == b"across two pages"
-            assert scene.world.memory.read(first << 12 | 4090, 6) == b"across"
-            assert scene.world.memory.read(second << 12, 10) == b" two pages"
+        for text in (b"across two pages", b"behind its back!"):
+            space.write(va + 4090, text)
+            assert space.read(va + 4090, 16) == text
+            assert scene.world.memory.read(first << 12 | 4090, 6) == text[:6]
+            assert scene.world.memory.read(second << 12, 10) == text[6:]
 
     def test_rights_of_what_is_remembered(self, scene: Scene) -> None:
         space, va = scene.guest.vcpu.space, scene.domain.va(20)

@@ -151,6 +151,73 @@ class TestTables:
         scene.holds()
 
 
+    def test_a_table_that_names_itself_goes_like_another(self, scene: Scene) -> None:
+        guest, second = scene.guest, scene.table(30)
+        assert guest.extended(xen.MMUEXT_PIN_L2_TABLE, second) == 0
+        for _ in range(2):
+            assert guest.mmu_update((scene.at(second, 5), second << 12 | 0x61)) == 0
+            assert guest.mmu_update((scene.at(second, 5), 0)) == 0
+        scene.holds()
+        assert guest.mmu_update((scene.at(second, 5), second << 12 | 0x61)) == 0
+        assert guest.extended(xen.MMUEXT_UNPIN_TABLE, second) == 0
+        assert scene.world.frames.type_count(second) == 0
+        scene.holds()
+
+    def test_a_page_that_is_written_plainly_is_let_go(self, scene: Scene) -> None:
+        assert scene.guest.update_va_mapping(scene.domain.va(9), 0, 0) == 0
+        assert scene.guest.mmu_update((scene.frames[9] << 12 | 8, 0xABCD)) == 0
+        assert scene.world.frames.type_count(scene.frames[9]) == 0
+        scene.holds()
+
+
+class TestBatches:
+    """Several updates in one call: each is checked as one alone."""
+
+    @pytest.mark.parametrize(
+        ("value", "result"),
+        [
+            pytest.param(lambda s: s.frames[9] << 12 | 0x63, 0, id="own frame, writable"),
+            pytest.param(lambda s: s.frames[9] << 12 | 0x61, 0, id="own frame, read-only"),
+            pytest.param(lambda s: s.frames[20] << 12 | 0x61, 0, id="the same frame, read-only"),
+            pytest.param(lambda s: s.frames[20] << 12 | 0x62, 0, id="not present"),
+            pytest.param(lambda s: s.l1 << 12 | 0x61, 0, id="own table, read-only"),
+            pytest.param(lambda s: s.l1 << 12 | 0x63, -EBUSY, id="own table, writable"),
+            pytest.param(lambda s: s.other.frames[3] << 12 | 0x61, -EBUSY, id="another's frame"),
+            pytest.param(lambda s: s.other.frames[3] << 12 | 0x63, -EBUSY, id="another's frame, writable"),
+            pytest.param(lambda s: 0x105 << 12 | 0x61, -EBUSY, id="Xen's frame"),
+            pytest.param(lambda s: 5 << 12 | 0x61, -EPERM, id="device memory"),
+            pytest.param(lambda s: 2304 << 12 | 0x61, -EPERM, id="beyond memory"),
+            pytest.param(lambda s: s.frames[9] << 12 | 0x6B, -EINVAL, id="PWT"),
+            pytest.param(lambda s: s.frames[9] << 12 | 0x73, -EINVAL, id="PCD"),
+            pytest.param(lambda s: s.frames[9] << 12 | 0xE3, -EINVAL, id="PAT"),
+        ],
+    )
+    def test_an_l1_entry(self, scene: Scene, value: object, result: int) -> None:
+        new = value(scene)  # type: ignore[operator]
+        old, other = scene.entry(20), scene.frames[12] << 12 | 0x61
+        requests = zip((21, 20, 22), (other, new, other), strict=True)
+        assert scene.guest.mmu_update(*((scene.at(scene.l1, slot), to) for slot, to in requests)) == result
+        assert scene.entry(21) >> 12 & 0xFF_FFFF == scene.frames[12]
+        assert (scene.entry(22) >> 12 & 0xFF_FFFF == scene.frames[12]) is (result == 0)
+        assert (scene.entry(20) == old) is (result != 0)
+        scene.holds()
+
+    def test_whose_tables(self, scene: Scene) -> None:
+        good = (scene.at(scene.l1, 21), 0)
+        for at in (scene.at(scene.other.tables[-1], 20), 2304 << 12, 1 << 60, 0x105 << 12):
+            assert scene.guest.mmu_update(good, (at, 0)) == -EINVAL
+        scene.holds()
+
+    def test_the_last_references_of_old_entries(self, scene: Scene) -> None:
+        """A frame given up that only this entry held."""
+        guest, mfn = scene.guest, scene.frames[9]
+        assert guest.reservation(mem.XENMEM_decrease_reservation, [mfn]) == 1
+        assert guest.mmu_update((scene.at(scene.l1, 9), 0), (scene.at(scene.l1, 10), 0)) == 0
+        assert scene.world.frames.owner_of(mfn) is None
+        assert scene.world.frames.type_count(scene.frames[10]) == 0
+        scene.holds()
+
+
 class TestPae:
     def root(self, scene: Scene, *, entry: int = 1) -> tuple[int, int]:
         """A second root in the making, and its last L2."""

@@ -22,6 +22,15 @@ from tools.mutants.mutant import ROOT, Area, Mutant, StaleMutant
 
 PARTS: Final = ("machine", "firmware", "guests", "xenpy", "tools", "tests", "pyproject.toml")
 REST: Final = (
+    "tests/memory/test_mmu.py",
+    "tests/memory/test_rules.py",
+    "tests/memory/test_limits.py",
+    "tests/memory/test_flushes.py",
+    "tests/memory/test_calls.py",
+    "tests/memory/test_grant_rules.py",
+    "tests/memory/test_stores.py",
+    "tests/memory/test_floor.py",
+    "tests/memory/test_m2p.py",
     "tests/firmware/test_calls.py",
     "tests/firmware/test_vcpus.py",
     "tests/firmware/test_bounce.py",

@@ -93,8 +93,8 @@ AREA: Final = Area(
         Mutant(
             "update_va_mapping: an L1 table",
             MMU,
-            "if word & VALID_MASK != L1_VALIDATED or word < ONE:\n            return",
-            "if word < ONE:\n            return",
+            "word = types.types[mfn]\n        if word & VALID_MASK != L1_VALIDATED or word < ONE:",
+            "word = types.types[mfn]\n        if word < ONE:",
         ),
         Mutant(
             "foreign domain: another's memory",
