@@ -2,6 +2,7 @@
 
 They run here and, unchanged, as unprivileged guests of real Xen 4.17, and print the same there.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,8 +10,19 @@ from importlib import import_module
 from typing import Final, cast
 
 ATTACKS: Final[dict[str, int]] = {
-    "linear": 1, "entries": 1, "descriptors": 1, "pins": 1, "stores": 1, "batches": 1, "returns": 1, "edges": 1,
-    "rings": 1, "strangers": 1, "areas": 2, "races": 2, "grants": 1, "hogs": 1,
+    "linear": 1,
+    "entries": 1,
+    "descriptors": 1,
+    "pins": 1,
+    "stores": 1,
+    "batches": 1,
+    "returns": 1,
+    "edges": 1,
+    "rings": 1,
+    "strangers": 1,
+    "areas": 2,
+    "races": 2,
+    "hogs": 1,
 }
 """Every attack and the vCPUs it is for."""
 

@@ -1,4 +1,5 @@
 """neighbour: a guest that does no harm. It fills pages with what only it knows, looks at them, and prints."""
+
 from __future__ import annotations
 
 from guests.macros import kernel, line

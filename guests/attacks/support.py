@@ -3,6 +3,7 @@
 An attack prints `PASS` and what did not work, or `FAIL` and what it got; the last line is `attack: done`.
 Nothing it prints depends on machine frames, addresses or time.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -46,29 +47,48 @@ def label(kind: str) -> str:
 def expect(title: str, *values: int) -> str:
     """PASS when rax is one of these numbers, else FAIL."""
     good, end = label("good"), label("end")
-    return "\n".join((
-        *(f"mov rcx, {value}\ncmp rax, rcx\nje {good}" for value in values),
-        line(f"FAIL {title}: {{rax:d}}"), f"jmp {end}", f"{good}:", line(f"PASS {title}"), f"{end}:",
-    ))
+    return "\n".join(
+        (
+            *(f"mov rcx, {value}\ncmp rax, rcx\nje {good}" for value in values),
+            line(f"FAIL {title}: {{rax:d}}"),
+            f"jmp {end}",
+            f"{good}:",
+            line(f"PASS {title}"),
+            f"{end}:",
+        )
+    )
 
 
 def negative(title: str) -> str:
     """PASS when rax is an error."""
     good, end = label("good"), label("end")
-    return "\n".join((
-        f"test rax, rax\njs {good}", line(f"FAIL {title}: {{rax:d}}"), f"jmp {end}", f"{good}:",
-        line(f"PASS {title}"), f"{end}:",
-    ))
+    return "\n".join(
+        (
+            f"test rax, rax\njs {good}",
+            line(f"FAIL {title}: {{rax:d}}"),
+            f"jmp {end}",
+            f"{good}:",
+            line(f"PASS {title}"),
+            f"{end}:",
+        )
+    )
 
 
 def guarded(code: str) -> str:
     """Run code that may fault; after it rax is its vector, or -1. Registers it changed stay changed."""
     end = label("guarded")
-    return "\n".join((
-        f"lea rax, [rip + {end}]", "mov [rip + guard_stack], rsp", "mov [rip + guard_resume], rax",
-        "mov qword ptr [rip + guard_vector], -1", code, f"{end}:", "mov qword ptr [rip + guard_resume], 0",
-        "mov rax, [rip + guard_vector]",
-    ))
+    return "\n".join(
+        (
+            f"lea rax, [rip + {end}]",
+            "mov [rip + guard_stack], rsp",
+            "mov [rip + guard_resume], rax",
+            "mov qword ptr [rip + guard_vector], -1",
+            code,
+            f"{end}:",
+            "mov qword ptr [rip + guard_resume], 0",
+            "mov rax, [rip + guard_vector]",
+        )
+    )
 
 
 def faults(title: str, code: str, *vectors: int) -> str:
@@ -79,12 +99,22 @@ def faults(title: str, code: str, *vectors: int) -> str:
 def in_user(code: str) -> str:
     """Run code in user mode until it traps or makes a system call (vector 256); rax is the vector."""
     start, end = label("user"), label("user_end")
-    return "\n".join((
-        f"lea rax, [rip + {end}]", "mov [rip + guard_stack], rsp", "mov [rip + guard_resume], rax",
-        "mov qword ptr [rip + guard_vector], -1", f"lea rax, [rip + {start}]", "jmp enter_user",
-        f"{start}:", code, "syscall", f"{end}:", "mov qword ptr [rip + guard_resume], 0",
-        "mov rax, [rip + guard_vector]",
-    ))
+    return "\n".join(
+        (
+            f"lea rax, [rip + {end}]",
+            "mov [rip + guard_stack], rsp",
+            "mov [rip + guard_resume], rax",
+            "mov qword ptr [rip + guard_vector], -1",
+            f"lea rax, [rip + {start}]",
+            "jmp enter_user",
+            f"{start}:",
+            code,
+            "syscall",
+            f"{end}:",
+            "mov qword ptr [rip + guard_resume], 0",
+            "mov rax, [rip + guard_vector]",
+        )
+    )
 
 
 def frame_of(page: str, target: str) -> str:
@@ -99,18 +129,26 @@ def remap(page: str, flags: int) -> str:
 
 def update(address: str | int, value: str | int) -> str:
     """mmu_update of one entry at a machine address (operands: rax for the value only)."""
-    return "\n".join((
-        put("request + 8", value), load("rax", address), "mov [rip + request], rax",
-        hypercall("mmu_update", "&request", 1, 0, "DOMID_SELF"),
-    ))
+    return "\n".join(
+        (
+            put("request + 8", value),
+            load("rax", address),
+            "mov [rip + request], rax",
+            hypercall("mmu_update", "&request", 1, 0, "DOMID_SELF"),
+        )
+    )
 
 
 def extended(command: str, arg1: str | int = 0, arg2: str | int = 0) -> str:
     """One mmuext operation."""
-    return "\n".join((
-        put("operation", command), put("operation + 8", arg1), put("operation + 16", arg2),
-        hypercall("mmuext_op", "&operation", 1, 0, "DOMID_SELF"),
-    ))
+    return "\n".join(
+        (
+            put("operation", command),
+            put("operation + 8", arg1),
+            put("operation + 16", arg2),
+            hypercall("mmuext_op", "&operation", 1, 0, "DOMID_SELF"),
+        )
+    )
 
 
 def shifted(source: str, flags: int | str) -> str:
@@ -243,30 +281,81 @@ user_stack: .zero 4096
 user_stack_top:
 """
 
-_SETUP: Final = "\n".join((
-    put("trap_hook", "&guard_hook"), hypercall("set_callbacks", "&crash", "&failsafe_entry", "&user_call"),
-    hypercall("stack_switch", "FLAT_KERNEL_SS", "&trap_stack_top"),
-    *(frame_of(page, f"{page}_frame") for page in ("spare", "other", "third")),
-))
-USER_TABLES: Final = "\n".join((
-    "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\ncall machine_frame\nmov rbx, rax",
-    extended("MMUEXT_NEW_USER_BASEPTR", "rbx"),
-))
+_SETUP: Final = "\n".join(
+    (
+        put("trap_hook", "&guard_hook"),
+        hypercall("set_callbacks", "&crash", "&failsafe_entry", "&user_call"),
+        hypercall("stack_switch", "FLAT_KERNEL_SS", "&trap_stack_top"),
+        *(frame_of(page, f"{page}_frame") for page in ("spare", "other", "third")),
+    )
+)
+USER_TABLES: Final = "\n".join(
+    (
+        "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
+        "call machine_frame\nmov rbx, rax",
+        extended("MMUEXT_NEW_USER_BASEPTR", "rbx"),
+    )
+)
 """Let user mode run on the kernel's own tables."""
 
 
-def attack(*main: str, text: Iterable[str] = (), data: Iterable[str] = (), bss: Iterable[str] = (),
-           events: bool = False, trap_flags: dict[int, int] | None = None) -> bytes:
+def attack(
+    *main: str,
+    text: Iterable[str] = (),
+    data: Iterable[str] = (),
+    bss: Iterable[str] = (),
+    events: bool = False,
+    trap_flags: dict[int, int] | None = None,
+) -> bytes:
     """The image of an attack. `spare`, `other` and `third` are pages of its own."""
     return kernel(
-        _SETUP, *main, line(DONE), "ret", _SUPPORT, *text, data=(_DATA, *data), bss=(_BSS, *bss),
-        traps=True, events=events, pages=True, trap_flags=trap_flags,
+        _SETUP,
+        *main,
+        line(DONE),
+        "ret",
+        _SUPPORT,
+        *text,
+        data=(_DATA, *data),
+        bss=(_BSS, *bss),
+        traps=True,
+        events=events,
+        pages=True,
+        trap_flags=trap_flags,
     )
 
 
 __all__ = [
-    "ANY", "DONE", "FREE_VA", "L1", "L2", "L3", "L4", "NON_CANONICAL", "NO_FRAME", "PAGE_FAULT",
-    "PROTECTION", "READ_ONLY", "READ_WRITE", "ROOT_SLOT", "SUPERPAGE", "UNMAPPED", "USER_TABLES",
-    "XEN_ADDRESS", "attack", "expect", "extended", "faults", "frame_of", "guarded", "in_user", "label",
-    "negative", "remap", "runtime", "same", "shifted", "update", "walk",
+    "ANY",
+    "DONE",
+    "FREE_VA",
+    "L1",
+    "L2",
+    "L3",
+    "L4",
+    "NON_CANONICAL",
+    "NO_FRAME",
+    "PAGE_FAULT",
+    "PROTECTION",
+    "READ_ONLY",
+    "READ_WRITE",
+    "ROOT_SLOT",
+    "SUPERPAGE",
+    "UNMAPPED",
+    "USER_TABLES",
+    "XEN_ADDRESS",
+    "attack",
+    "expect",
+    "extended",
+    "faults",
+    "frame_of",
+    "guarded",
+    "in_user",
+    "label",
+    "negative",
+    "remap",
+    "runtime",
+    "same",
+    "shifted",
+    "update",
+    "walk",
 ]

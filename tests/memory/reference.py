@@ -23,9 +23,10 @@ COMPAT_FIRST_XEN_SLOT = 428
 
 @dataclass
 class Ledger:
-    """What the test itself knows: which tables are pinned, as which level."""
+    """What the test itself knows: which tables are pinned, as which level; frames held besides, and as what."""
 
     pins: dict[int, int] = field(default_factory=dict)
+    holds: list[tuple[int, int | None]] = field(default_factory=list)
 
 
 @dataclass
@@ -54,6 +55,8 @@ def recount(world: World, ledger: Ledger) -> Recount:
                 result.types.setdefault(mfn, Counter())[WRITABLE] += 1
     for mfn, level in ledger.pins.items():
         _table(world, result, mfn, level)
+    for mfn, kind in ledger.holds:
+        result.hold(mfn, kind)
     for mfn, end in world.frames.partial.items():
         _table(world, result, mfn, world.frames.type_of(mfn), end)
     result.references.update(world.frames.lost)
