@@ -162,6 +162,14 @@ class TestUnmapping:
         assert scene.guest.unmap_grant(mapped, va) == gnt.GNTST_bad_handle
         scene.holds()
 
+    def test_a_handle_ends_with_its_mapping(self, scene: Three, mapped: int) -> None:
+        """Also while another mapping of the same grant goes on."""
+        assert scene.map(pfn=21)[0] == gnt.GNTST_okay
+        assert scene.guest.unmap_grant(mapped, scene.domain.va(20)) == gnt.GNTST_okay
+        assert scene.guest.unmap_grant(mapped, scene.domain.va(20)) == gnt.GNTST_bad_handle
+        assert scene.guest.unmap_grant(mapped, 0) == gnt.GNTST_bad_handle
+        scene.holds()
+
     def test_the_entry_must_be_the_mappings(self, scene: Three, mapped: int) -> None:
         old = scene.entry(20)
         assert scene.guest.unmap_grant(mapped, scene.domain.va(21)) == gnt.GNTST_general_error
@@ -422,8 +430,9 @@ class TestTables:
         op = scene.neighbour.grant_op
         assert op(gnt.GNTTABOP_set_version, gnt.gnttab_set_version, version=2)["result"] == -EBUSY
         assert scene.guest.unmap_grant(handle, scene.domain.va(20)) == gnt.GNTST_okay
+        scene.neighbour.grant(16, 1, scene.mfn, ACCESS)
         scene.version_2(scene.neighbour)
-        assert scene.theirs.words(8) == (0, 0), "other entries are not carried over"
+        assert [scene.theirs.words(ref) for ref in (8, 16)] == [(0, 0)] * 2, "others are not carried over"
         assert op(gnt.GNTTABOP_get_version, gnt.gnttab_get_version, dom=1)["result"] == -EPERM
 
     def test_swapping(self, scene: Three) -> None:

@@ -147,6 +147,21 @@ class TestReservation:
         assert roomy.domain.memory.pages == 68
         roomy.holds()
 
+    def test_a_large_extent_is_not_given_up_either(self, scene: Scene) -> None:
+        """Not even its first frames."""
+        first = scene.frames[10]
+        scene.guest.pass_bytes(pack("<Q", first), 0x100)
+        references = scene.world.frames.references(first)
+        assert self.request_kept(scene, extent_order=10) == 0
+        assert scene.world.frames.references(first) == references
+
+    def request_kept(self, scene: Scene, **fields: int) -> int:
+        """A decrease of what is listed already."""
+        layout = mem.xen_memory_reservation.w64
+        values = {"extent_start": ARGUMENTS + 0x100, "nr_extents": 1, "domid": SELF} | fields
+        at = scene.guest.pass_bytes(layout.pack(**values))
+        return scene.world.call(scene.guest.vcpu, "memory_op", mem.XENMEM_decrease_reservation, at)
+
     def test_a_long_memory_map(self, scene: Scene) -> None:
         layout = mem.xen_foreign_memory_map.w64
         at = scene.guest.pass_bytes(

@@ -2,7 +2,8 @@
 
 Not listed, because taking them away changes nothing a guest can see or gain:
 the limit `count < ONE` in get_page (a frame with an owner always has a reference), the stamp after a failed
-validation and in `steal` (the last type reference has stamped the frame before), and everything that only
+validation and in `steal` (the last type reference has stamped the frame before), whether an unmapped grant's
+address has an entry at all (machine address 0 holds none that fits), and everything that only
 saves flushes (filters, `Shootdown.note`, a bulk change of type of a frame granted for writing, which is
 writable already).
 """

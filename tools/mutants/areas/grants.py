@@ -126,12 +126,6 @@ AREA: Final = Area(
             "if wrong & (ADDRESS | PRESENT):",
         ),
         Mutant(
-            "unmap: there is a slot",
-            GRANTS,
-            "if not at or (new_addr and not other):",
-            "if new_addr and not other:",
-        ),
-        Mutant(
             "unmap: the entry is cleared",
             GRANTS,
             "else:\n            self._memory.store64(at, 0)\n        return True",

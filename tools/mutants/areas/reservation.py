@@ -98,7 +98,13 @@ AREA: Final = Area(
             "source",
         ),
         Mutant("exchange: one domain", EXCHANGE, "or source.domid != target.domid\n", ""),
-        Mutant("exchange: no overflow", EXCHANGE, "or WORD >> source.extent_order < source.nr_extents\n", ""),
+        Mutant(
+            "exchange: no overflow",
+            EXCHANGE,
+            "or WORD >> source.extent_order < source.nr_extents\n"
+            "            or WORD >> target.extent_order < target.nr_extents\n",
+            "",
+        ),
         Mutant(
             "exchange: the lists' range",
             EXCHANGE,
