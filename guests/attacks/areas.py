@@ -91,8 +91,10 @@ CONTEXTS = "\n".join(
         context("on frame 0", "ctrlreg + 24", 0),
         context("on an L1", "ctrlreg + 24", "r12"),
         context("on frame 0x1000", "ctrlreg + 24", 0x1000 << 12),
-        "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
-        "call machine_frame\nshl rax, 12\nmov r13, rax",
+        (
+            "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
+            "call machine_frame\nshl rax, 12\nmov r13, rax"
+        ),
         put("context + vcpu_guest_context.ctrlreg + 24", "r13"),
         context("a user's root of nobody", "ctrlreg + 8", NO_FRAME << 12),
         context("an L1 as a user's root", "ctrlreg + 8", "r12"),

@@ -57,8 +57,10 @@ IRET_KERNEL = "\n".join(
         entry(0, "__HYPERVISOR_xen_version", 0, 0),
         entry(1, "__HYPERVISOR_iret"),
         entry(2, "__HYPERVISOR_xen_version", 0, 0),
-        "push FLAT_KERNEL_SS\nlea rax, [rsp + 8]\npush rax\npush 0x202\npush 0xe030\n"
-        "lea rax, [rip + came_back]\npush rax",
+        (
+            "push FLAT_KERNEL_SS\nlea rax, [rsp + 8]\npush rax\npush 0x202\npush 0xe030\n"
+            "lea rax, [rip + came_back]\npush rax"
+        ),
         "push 0\npush 0\npush 0\nmov eax, 0x5555\npush rax",
         "mov edi, 0\nlea rdi, [rip + calls]\nmov esi, 3\nmov eax, __HYPERVISOR_multicall\nsyscall",
         "came_back:",

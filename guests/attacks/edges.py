@@ -113,7 +113,8 @@ NUMBERS = "\n".join(
         "number_next:",
         "mov rbx, [r13]",
         *(
-            f"mov rdi, {first}\nmov rsi, {second}\nmov rdx, rbx\nmov r10, {fourth}\nmov eax, r12d\ncall try_call"
+            f"mov rdi, {first}\nmov rsi, {second}\nmov rdx, rbx\nmov r10, {fourth}\n"
+            "mov eax, r12d\ncall try_call"
             for first, second, fourth in (
                 ("rbx", "rbx", "rbx"),
                 (0, "rbx", 0),

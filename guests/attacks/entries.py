@@ -1,4 +1,4 @@
-"""Entries no page table may hold: superpages, reserved bits, cache bits, Xen's slots, Xen's and nobody's frames.
+"""Entries no page table may hold: superpages, reserved and cache bits, Xen's slots, frames of others.
 
 Tries each in tables of every level, in use and about to be validated, and the slots of the root that are
 Xen's. A broken hypervisor maps memory the guest does not own, in 2 MiB or 1 GiB pieces (XSA-148), or lets

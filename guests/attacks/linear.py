@@ -34,7 +34,7 @@ def itself(level: str, offset: int, slot: int) -> str:
     """Entries of a table for itself."""
     return "\n".join(
         (
-            f"mov rbx, [rip + table_frame + {offset}]\nmov r12, rbx\nshl rbx, 12\nadd rbx, {slot * 8}\nshl r12, 12",
+            f"mov rbx, [rip + table_frame + {offset}]\nshl rbx, 12\nmov r12, rbx\nadd rbx, {slot * 8}",
             f"lea rax, [r12 + {READ_WRITE}]",
             update("rbx", "rax"),
             expect(f"{level} naming itself, writable", EINVAL),

@@ -62,8 +62,10 @@ UP = "\n".join(
     (
         put("trap_hook", "&second_fault"),
         "lea rdi, [rip + trap_table]\nlea rsi, [rip + context + vcpu_guest_context.trap_ctxt]\nmov ecx, 256",
-        "copy_trap: mov al, [rdi]\nmovzx eax, al\nshl eax, 4\nmovups xmm0, [rdi]\n"
-        "movups [rsi + rax], xmm0\nadd rdi, 16",
+        (
+            "copy_trap: mov al, [rdi]\nmovzx eax, al\nshl eax, 4\nmovups xmm0, [rdi]\n"
+            "movups [rsi + rax], xmm0\nadd rdi, 16"
+        ),
         "dec ecx\njnz copy_trap",
         put("context + vcpu_guest_context.flags", "VGCF_in_kernel"),
         put("context + vcpu_guest_context.user_regs.rip", "&second_entry"),
@@ -76,8 +78,10 @@ UP = "\n".join(
         put("context + vcpu_guest_context.event_callback_eip", "&crash"),
         put("context + vcpu_guest_context.failsafe_callback_eip", "&crash"),
         put("context + vcpu_guest_context.syscall_callback_eip", "&crash"),
-        "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
-        "call machine_frame\nshl rax, 12",
+        (
+            "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
+            "call machine_frame\nshl rax, 12"
+        ),
         "mov [rip + context + vcpu_guest_context.ctrlreg + 24], rax",
         hypercall("vcpu_op", "VCPUOP_initialise", 1, "&context"),
         expect("the second vCPU", 0),

@@ -64,8 +64,10 @@ GIVE_AWAY = "\n".join(
         "xor esi, esi",
         hypercall("update_va_mapping", "r13", "rsi", "UVMF_INVLPG"),
         expect("and unmapped", 0),
-        "mov rax, [rip + start_info_address]\nmov eax, [rax + start_info.store_evtchn]\n"
-        "mov [rip + port], eax",
+        (
+            "mov rax, [rip + start_info_address]\nmov eax, [rax + start_info.store_evtchn]\n"
+            "mov [rip + port], eax"
+        ),
         hypercall("event_channel_op", "EVTCHNOP_send", "&port"),
         expect("the store is signalled", 0),
     )

@@ -291,8 +291,10 @@ _SETUP: Final = "\n".join(
 )
 USER_TABLES: Final = "\n".join(
     (
-        "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
-        "call machine_frame\nmov rbx, rax",
+        (
+            "mov rdi, [rip + start_info_address]\nmov rdi, [rdi + start_info.pt_base]\n"
+            "call machine_frame\nmov rbx, rax"
+        ),
         extended("MMUEXT_NEW_USER_BASEPTR", "rbx"),
     )
 )
