@@ -1,11 +1,13 @@
-"""compat32: every structure that a 32-bit PAE guest lays out in its own way, through the calls that read or write it.
+"""compat32: every structure that a 32-bit PAE guest lays out in its own way, through the calls that read or
+write it.
 
-What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV): results are those of
-64-bit guests, and 32-bit structures have 4-byte words and handles and 8-byte numbers aligned to 4 (the public
-headers compiled for i386). Besides: page-table entries stay 64 bits wide; update_va_mapping and update_descriptor
-take two halves of each 64-bit value; the M2P a guest may see is at 0xF5800000 to 0xFFE00000; there is no user base
-pointer (-EINVAL), no L4 to pin (nothing is done), no m2p_strict (-EINVAL) and no set_segment_base (-ENOSYS). Slot
-3 of an L3 cannot be updated, and Xen's entries in the last L2 cannot either. Prints no machine frames.
+What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV): results are
+those of 64-bit guests, and 32-bit structures have 4-byte words and handles and 8-byte numbers aligned to 4
+(the public headers compiled for i386). Besides: page-table entries stay 64 bits wide; update_va_mapping and
+update_descriptor take two halves of each 64-bit value; the M2P a guest may see is at 0xF5800000 to
+0xFFE00000; there is no user base pointer (-EINVAL), no L4 to pin (nothing is done), no m2p_strict (-EINVAL)
+and no set_segment_base (-ENOSYS). Slot 3 of an L3 cannot be updated, and Xen's entries in the last L2 cannot
+either. Prints no machine frames.
 """
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ _VERSION: Final = (
     line("-- xen_version"),
     hypercall("xen_version", "XENVER_version", 0), "mov ebx, eax\n" + line("version: {ebx:x}"),
     call("platform", "xen_version", "XENVER_platform_parameters", "&area", more=(("start", "area"),)),
-    put("area", 0), call("features", "xen_version", "XENVER_get_features", "&area", more=(("bits", "area + 4"),)),
+    put("area", 0), call("features", "xen_version", "XENVER_get_features", "&area", more=(("bits",
+                                                                                           "area + 4"),)),
     call("page size", "xen_version", "XENVER_pagesize", 0),
     call("into Xen", "xen_version", "XENVER_platform_parameters", IN_XEN),
     line("-- vm_assist"),
@@ -77,9 +80,12 @@ _MMU: Final = (
     call("unmap", "update_va_mapping", "&page_b", 0, 0, "UVMF_INVLPG"),
     # The M2P: our page's entry, by mmu_update, and read where a 32-bit guest reads it.
     frame_of("page_a", "request", 1), put("request + 8", 0x4321), put("request + 12", 0), put("done", 99),
-    call("mmu_update of the M2P", "mmu_update", "&request", 1, "&done", "DOMID_SELF", more=(("done", "done"),)),
-    frame_of("page_a", "area"), f"mov eax, [area]\nmov eax, [eax*4 + {IN_XEN}]", line("the M2P's word: {eax:x}"),
-    "mov dword ptr [request + 8], 0", "lea eax, [page_a]\nsub eax, 0xc0000000\nshr eax, 12\nmov [request + 8], eax",
+    call("mmu_update of the M2P", "mmu_update", "&request", 1, "&done", "DOMID_SELF", more=(("done",
+                                                                                             "done"),)),
+    frame_of("page_a", "area"), f"mov eax, [area]\nmov eax, [eax*4 + {IN_XEN}]",
+    line("the M2P's word: {eax:x}"),
+    "mov dword ptr [request + 8], 0",
+    "lea eax, [page_a]\nsub eax, 0xc0000000\nshr eax, 12\nmov [request + 8], eax",
     call("put back", "mmu_update", "&request", 1, 0, "DOMID_SELF"),
     # An L1 and an L2 of our own, pinned.
     remap("table_1", READ_ONLY), remap("table_2", READ_ONLY),
@@ -96,11 +102,12 @@ _MMU: Final = (
     "mov eax, [table_2 + 8]\nand eax, 0xfff", line("its flags: {eax:x}"),
     put("request + 8", 0), put("request + 12", 0),
     call("taken out again", "mmu_update", "&request", 1, 0, "DOMID_SELF"),
-    "mov edi, [start_info_address]\nmov edi, [edi + start_info.pt_base]\ncall machine_frame\n"
+    ("mov edi, [start_info_address]\nmov edi, [edi + start_info.pt_base]\ncall machine_frame\n"
     "mov [root], eax\nmov ecx, eax\nshr ecx, 20\nmov [request + 4], ecx\nshl eax, 12\nadd eax, 24\n"
-    "mov [request], eax",
+    "mov [request], eax"),
     call("slot 3 of the root", "mmu_update", "&request", 1, 0, "DOMID_SELF"),
-    "mov eax, [start_info_address]\nmov eax, [eax + start_info.pt_base]\nmov ecx, [eax + 24]\nmov edx, [eax + 28]",
+    ("mov eax, [start_info_address]\nmov eax, [eax + start_info.pt_base]\nmov ecx, [eax + 24]\n"
+    "mov edx, [eax + 28]"),
     f"and ecx, 0xfffff000\nadd ecx, {(IN_XEN >> 21 & 511) * 8}\nmov [request], ecx\nmov [request + 4], edx",
     call("Xen's entry of the last L2", "mmu_update", "&request", 1, 0, "DOMID_SELF"),
     *(f"mov dword ptr [op], {command}\n{frame_of('table_1', 'op + mmuext_op.arg1')}\n"
@@ -122,8 +129,8 @@ _MMU: Final = (
     put("op", "MMUEXT_PIN_L1_TABLE"), frame_of("table_1", "op + mmuext_op.arg1"),
     call("pin L1 anew", "mmuext_op", "&op", 1, 0, "DOMID_SELF"),
     frame_of("page_a", "area", READ_WRITE),
-    "mov eax, [area + 4]\nmov [table_1 + 44], eax\nmov eax, [area]\nmov [table_1 + 40], eax\n"
-    "mov eax, [table_1 + 40]\nsub eax, [area]", line("stored in two halves: {eax:d}"),
+    ("mov eax, [area + 4]\nmov [table_1 + 44], eax\nmov eax, [area]\nmov [table_1 + 40], eax\n"
+    "mov eax, [table_1 + 40]\nsub eax, [area]"), line("stored in two halves: {eax:d}"),
     "mov dword ptr [table_1 + 40], 0\nmov eax, [table_1 + 40]", line("and cleared: {eax:d}"),
 )
 
@@ -156,15 +163,16 @@ _MEMORY: Final = (
     "sub eax, [pages]", line("pages more: {eax:d}"),
     "lea eax, [page_c]\nsub eax, 0xc0000000\nshr eax, 12\nmov [frames], eax",
     reservation("populate", "XENMEM_populate_physmap", 1),
-    f"mov eax, [frames]\nmov eax, [eax*4 + {IN_XEN}]\nlea ecx, [page_c]\nsub ecx, 0xc0000000\nshr ecx, 12\n"
-    "sub eax, ecx", line("the new frame's M2P word: {eax:d}"),
+    (f"mov eax, [frames]\nmov eax, [eax*4 + {IN_XEN}]\nlea ecx, [page_c]\nsub ecx, 0xc0000000\nshr ecx, 12\n"
+    "sub eax, ecx"), line("the new frame's M2P word: {eax:d}"),
     # Exchange it: its number comes back changed or not, but always ours.
-    "mov eax, [frames]\nmov [exchange_in], eax\nlea ecx, [page_c]\nsub ecx, 0xc0000000\nshr ecx, 12\n"
-    "mov [exchange_out], ecx",
+    ("mov eax, [frames]\nmov [exchange_in], eax\nlea ecx, [page_c]\nsub ecx, 0xc0000000\nshr ecx, 12\n"
+    "mov [exchange_out], ecx"),
     call("exchange", "memory_op", "XENMEM_exchange", "&exchange",
          more=(("exchanged", "exchange + xen_memory_exchange.nr_exchanged"),)),
-    "mov eax, [exchange_out]\nmov ecx, eax\nshr ecx, 20\nshl eax, 12\nor eax, 0x67\nmov ebx, eax\nmov edx, ecx\n"
-    "mov ecx, ebx\nlea ebx, [page_c]\nmov esi, UVMF_INVLPG",
+    ("mov eax, [exchange_out]\nmov ecx, eax\nshr ecx, 20\nshl eax, 12\nor eax, 0x67\nmov ebx, eax\n"
+     "mov edx, ecx\n"
+    "mov ecx, ebx\nlea ebx, [page_c]\nmov esi, UVMF_INVLPG"),
     call("map what came", "update_va_mapping"), put("page_c", 0x55), get("page_c"), line("written: {eax:x}"),
     call("exchange into Xen", "memory_op", "XENMEM_exchange", IN_XEN),
     call("command 60", "memory_op", 60, "&area"),
@@ -174,20 +182,24 @@ _OTHERS: Final = (
     line("-- grants"),
     put("area + gnttab_query_size.dom", "DOMID_SELF", 2),
     call("query", "grant_table_op", "GNTTABOP_query_size", "&area", 1,
-         more=(("frames", "area + gnttab_query_size.nr_frames"), ("most", "area + gnttab_query_size.max_nr_frames"))),
+         more=(("frames", "area + gnttab_query_size.nr_frames"), ("most",
+                                                                  "area + gnttab_query_size.max_nr_frames"))),
     "movsx eax, word ptr [area + gnttab_query_size.status]", show("status"),
     put("area + gnttab_setup_table.dom", "DOMID_SELF", 2), put("area + gnttab_setup_table.nr_frames", 1),
     put("area + gnttab_setup_table.frame_list", "&frames"), put("frames", 0),
     call("setup", "grant_table_op", "GNTTABOP_setup_table", "&area", 1),
     "movsx eax, word ptr [area + gnttab_setup_table.status]", show("status"),
     "xor eax, eax\ncmp dword ptr [frames], 0\nsetne al", line("a frame: {eax:d}"),
-    "mov ecx, [frames]\nmov edx, ecx\nshl ecx, 12\nor ecx, 0x67\nshr edx, 20\nlea ebx, [page_g]\nmov esi, UVMF_INVLPG",
+    ("mov ecx, [frames]\nmov edx, ecx\nshl ecx, 12\nor ecx, 0x67\nshr edx, 20\nlea ebx, [page_g]\n"
+    "mov esi, UVMF_INVLPG"),
     call("map the table", "update_va_mapping"),
     # Entry 9 grants page_a to ourselves; copy from it.
     frame_of("page_a", "page_g + 76"), put("page_g + 74", "DOMID_SELF", 2), put("page_g + 72", 1, 2),
-    put("page_a", 0x600D), frame_of("page_d", "copy + gnttab_copy.dest.u"), put("copy + gnttab_copy.len", 4, 2),
+    put("page_a", 0x600D), frame_of("page_d", "copy + gnttab_copy.dest.u"), put("copy + gnttab_copy.len", 4,
+                                                                                2),
     put("copy + gnttab_copy.flags", 1, 2), put("copy + gnttab_copy.source.u", 9),
-    put("copy + gnttab_copy.source.domid", "DOMID_SELF", 2), put("copy + gnttab_copy.dest.domid", "DOMID_SELF", 2),
+    put("copy + gnttab_copy.source.domid", "DOMID_SELF", 2), put("copy + gnttab_copy.dest.domid",
+                                                                 "DOMID_SELF", 2),
     call("copy of a grant to another name", "grant_table_op", "GNTTABOP_copy", "&copy", 1),
     "movsx eax, word ptr [copy + gnttab_copy.status]", show("status", ("data", "page_d")),
     frame_of("page_a", "copy + gnttab_copy.source.u"), put("copy + gnttab_copy.flags", 0, 2),
@@ -197,7 +209,8 @@ _OTHERS: Final = (
 
     line("-- multicall"),
     call("calls", "multicall", "&calls", 4,
-         more=(("first", "calls + 4"), ("second", "calls + 36"), ("third", "calls + 68"), ("fourth", "calls + 100"))),
+         more=(("first", "calls + 4"), ("second", "calls + 36"), ("third", "calls + 68"), ("fourth",
+                                                                                           "calls + 100"))),
     call("from Xen", "multicall", IN_XEN, 1), call("none", "multicall", IN_XEN, 0),
 
     line("-- the rest"),
@@ -211,7 +224,8 @@ _OTHERS: Final = (
     call("set_gdt, too long", "set_gdt", "&frames", 7169), call("set_gdt, bad", "set_gdt", BAD, 512),
     put("area", "CALLBACKTYPE_event", 2), put("area + 2", 0, 2), put("area + 4", "FLAT_KERNEL_CS"),
     put("area + 8", "&crash"), call("callback", "callback_op", "CALLBACKOP_register", "&area"),
-    put("area", "CALLBACKTYPE_syscall", 2), call("syscall callback", "callback_op", "CALLBACKOP_register", "&area"),
+    put("area", "CALLBACKTYPE_syscall", 2), call("syscall callback", "callback_op", "CALLBACKOP_register",
+                                                 "&area"),
     put("area", "CALLBACKTYPE_event", 2),
     call("unregister it", "callback_op", "CALLBACKOP_unregister", "&area"),
     call("callback command 9", "callback_op", 9, "&area"),
@@ -233,14 +247,17 @@ def build() -> bytes:
     return kernel(
         *_VERSION, *_MMU, *_MEMORY, *_OTHERS, shared=True, pages=True,
         data=("done: .long 0\nmask: .long 1\nroot: .long 0\npages: .long 0",
-              ".balign 8, 0\nrequest: .long 0, 0, 0, 0\nop: .zero sizeof(mmuext_op)\narea: .zero 128\nmap: .zero 128",
-              "memory: .zero sizeof(xen_memory_reservation)\nframes: .zero 64\nexchange_in: .long 0\nexchange_out: .long 0",
-              "exchange: .long exchange_in, 1, 0, 0\n.short DOMID_SELF, 0\n"
-              ".long exchange_out, 1, 0, 0\n.short DOMID_SELF, 0\n.long 0",
+              (".balign 8, 0\nrequest: .long 0, 0, 0, 0\nop: .zero sizeof(mmuext_op)\narea: .zero 128\n"
+              "map: .zero 128"),
+              ("memory: .zero sizeof(xen_memory_reservation)\nframes: .zero 64\nexchange_in: .long 0\n"
+              "exchange_out: .long 0"),
+              ("exchange: .long exchange_in, 1, 0, 0\n.short DOMID_SELF, 0\n"
+              ".long exchange_out, 1, 0, 0\n.short DOMID_SELF, 0\n.long 0"),
               "copy: .zero sizeof(gnttab_copy)\ninfo: .zero 16",
               "calls: .long __HYPERVISOR_xen_version, 99, XENVER_version, 0, 0, 0, 0, 0",
               ".long __HYPERVISOR_multicall, 99, 0, 0, 0, 0, 0, 0",
-              ".long __HYPERVISOR_set_segment_base, 99, 0, 0, 0, 0, 0, 0", ".long 1000, 99, 0, 0, 0, 0, 0, 0"),
+              ".long __HYPERVISOR_set_segment_base, 99, 0, 0, 0, 0, 0, 0",
+              ".long 1000, 99, 0, 0, 0, 0, 0, 0"),
         bss=(".balign 4096, 0\n" + "\n".join(f"{name}: .zero 4096" for name in (
             "page_a", "page_b", "page_c", "page_d", "page_e", "page_g", "table_1", "table_2")),),
     )

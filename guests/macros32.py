@@ -1,4 +1,5 @@
-"""What 32-bit guests are written with: `macros` for ring 1 of a PAE guest. `say`, `line` and `text` are those.
+"""What 32-bit guests are written with: `macros` for ring 1 of a PAE guest. `say`, `line` and `text` are
+those.
 
 Operands are Keystone's; an operand `&label` is the label's address. Names of Xen's headers have the values of
 their 32-bit layouts.
@@ -39,7 +40,8 @@ def kernel(*main: str, data: Iterable[str] = (), bss: Iterable[str] = (), shared
         program.data.extend((runtime32.HOOKS, runtime32.trap_table(trap_flags or {3: 3, 4: 3})))
         start.append(hypercall("set_trap_table", "&trap_table"))
     if events:
-        start.append(hypercall("set_callbacks", "FLAT_KERNEL_CS", "&event_upcall", "FLAT_KERNEL_CS", "&crash"))
+        start.append(hypercall(
+            "set_callbacks", "FLAT_KERNEL_CS", "&event_upcall", "FLAT_KERNEL_CS", "&crash"))
     program.text.extend(("guest_main:", *start, *main, "ret"))
     return program.image()
 

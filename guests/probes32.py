@@ -1,9 +1,9 @@
 """Probes of 32-bit guests: a few instructions in ring 1 or ring 3 that take a trap, and what its handler saw.
 
-A line says: vector and error code (-1: none), EIP from the probe's start, CS, whether events were masked before
-and in the handler, EFLAGS likewise as far as a probe can know them, in ring 1 how far below the interrupted
-stack pointer the frame lies, from an outer ring its SS and where its stack pointer was, CR2 for a page fault,
-and how many traps there were when it was not one.
+A line says: vector and error code (-1: none), EIP from the probe's start, CS, whether events were masked
+before and in the handler, EFLAGS likewise as far as a probe can know them, in ring 1 how far below the
+interrupted stack pointer the frame lies, from an outer ring its SS and where its stack pointer was, CR2 for a
+page fault, and how many traps there were when it was not one.
 """
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from typing import Final
 from guests.assembler import NARROW_BASE
 from guests.runtime import ENTRY_SIZE, WITH_ERROR
 
-FRAME: Final = ("gs", "fs", "es", "ds", "edi", "esi", "ebp", "pushed_esp", "ebx", "edx", "ecx", "eax", "vector",
-                "error", "eip", "cs", "eflags", "esp", "ss")
-"""A trap frame's 32-bit words, from the address a hook gets in edi. `esp` and `ss` are there only when the trap
-came from an outer ring; `error` is -1 where there is none.
+FRAME: Final = ("gs", "fs", "es", "ds", "edi", "esi", "ebp", "pushed_esp", "ebx", "edx", "ecx", "eax",
+                "vector", "error", "eip", "cs", "eflags", "esp", "ss")
+"""A trap frame's 32-bit words, from the address a hook gets in edi. `esp` and `ss` are there only when the
+trap came from an outer ring; `error` is -1 where there is none.
 """
 SEGMENTS: Final = ("ds", "es", "fs", "gs")
 

@@ -1,10 +1,12 @@
-"""smp32: a 32-bit PAE guest brings up every vCPU, each with its own GDT; they count, interrupt, go down and come back.
+"""smp32: a 32-bit PAE guest brings up every vCPU; they count, interrupt each other, go down and come back.
 
 What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV):
-- VCPUOP_initialise takes the 2,800-byte context of 32-bit guests: selectors, callbacks as selector and address,
-  CR3 folded (xen_pfn_to_cr3), a list of 32-bit GDT frames; return codes are those of 64-bit guests.
+
+- VCPUOP_initialise takes the 2,800-byte context of 32-bit guests: selectors, callbacks as selector and
+  address, CR3 folded (xen_pfn_to_cr3), a list of 32-bit GDT frames. Return codes are those of 64-bit guests.
 - A selector of the context is loaded when the vCPU first runs, from its own GDT: gs leads to its own area.
-- vCPUs share the root; the last L2 with Xen's entries belongs to it alone, so two cannot have two unless pinned.
+- All vCPUs run on one root, so its last L2 with Xen's entries has one user.
+
 The last number of each line is what all vCPUs did together, so it does not depend on how they were scheduled.
 """
 from __future__ import annotations
@@ -195,8 +197,10 @@ _MORE_CONTEXT: Final = f"""
     mov [context + vcpu_guest_context.kernel_sp], edx
 """
 
-_SELECTORS: Final = {"cs": "FLAT_KERNEL_CS", "ss": "FLAT_KERNEL_SS", "ds": "FLAT_KERNEL_DS", "es": "FLAT_KERNEL_DS",
-                     "fs": 0, "gs": AREA_SELECTOR}
+_SELECTORS: Final[dict[str, str | int]] = {
+    "cs": "FLAT_KERNEL_CS", "ss": "FLAT_KERNEL_SS", "ds": "FLAT_KERNEL_DS", "es": "FLAT_KERNEL_DS", "fs": 0,
+    "gs": AREA_SELECTOR,
+}
 _FIXED: Final = "\n".join((
     put("context + vcpu_guest_context.flags", "VGCF_in_kernel"),
     put("context + vcpu_guest_context.user_regs.eip", "&second_entry"),

@@ -1,10 +1,11 @@
 """timer32: events, timers, polling and the upcall of a 32-bit PAE guest, from ring 1 and from ring 3.
 
-What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV): results are those
-of 64-bit guests; what differs is layout. A 2-level guest of 32 bits has 32 words of 32 ports, so port 1024 is no
-port. set_timer_op takes two halves; the single-shot and poll structures are 12 and 16 bytes; run-state times lie
-at offset 4, as a 64-bit number is aligned to 4. An upcall from ring 3 pushes CS 0xe02b and the user's stack on
-the kernel stack, with the mask 0 from before, and starts masked. Prints no times and no port numbers.
+What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV): results are
+those of 64-bit guests; what differs is layout. A 2-level guest of 32 bits has 32 words of 32 ports, so port
+1024 is no port. set_timer_op takes two halves; the single-shot and poll structures are 12 and 16 bytes;
+run-state times lie at offset 4, as a 64-bit number is aligned to 4. An upcall from ring 3 pushes CS 0xe02b
+and the user's stack on the kernel stack, with the mask 0 from before, and starts masked. Prints no times and
+no port numbers.
 """
 from __future__ import annotations
 
@@ -160,14 +161,17 @@ def channel(title: str, command: str, structure: str, **fields: str | int) -> st
     """An event-channel operation on `argument` and its result."""
     stores = [put(f"argument + {structure}.{name}", value, 2 if "dom" in name else 4)
               for name, value in fields.items()]
-    return "\n".join((*stores, hypercall("event_channel_op", command, "&argument"), line(title + ": {eax:d}")))
+    return "\n".join((*stores, hypercall("event_channel_op", command, "&argument"),
+                      line(title + ": {eax:d}")))
 
 
 def bits(title: str, port: str) -> str:
     """Print what the shared page says about a port, and about vCPU 0."""
     return "\n".join((
-        f"mov ecx, [{port}]", "xor eax, eax\nbt dword ptr [shared_page + shared_info.evtchn_pending], ecx\nsetc al",
-        "xor ebx, ebx\nmov edx, ecx\nshr edx, 5\nbt dword ptr [shared_page + vcpu_info.evtchn_pending_sel], edx",
+        f"mov ecx, [{port}]",
+        "xor eax, eax\nbt dword ptr [shared_page + shared_info.evtchn_pending], ecx\nsetc al",
+        ("xor ebx, ebx\nmov edx, ecx\nshr edx, 5\n"
+        "bt dword ptr [shared_page + vcpu_info.evtchn_pending_sel], edx"),
         "setc bl\nmovzx esi, byte ptr [shared_page + vcpu_info.evtchn_upcall_pending]",
         line(title + ": pending {eax:d} selected {ebx:d} upcall {esi:d}"),
     ))
@@ -275,7 +279,8 @@ _MAIN: Final = (
     put("timer", 2 * MILLISECOND), vcpu("every 2 ms", "VCPUOP_set_periodic_timer", "&timer"), put("came", 0),
     put("shared_page + vcpu_info.evtchn_upcall_mask", 0, 1),
     "ticking:\npause\ncmp dword ptr [came], 3\njb ticking",
-    put("shared_page + vcpu_info.evtchn_upcall_mask", 1, 1), vcpu("stop", "VCPUOP_stop_periodic_timer"), _CLEAR,
+    put("shared_page + vcpu_info.evtchn_upcall_mask", 1, 1), vcpu("stop", "VCPUOP_stop_periodic_timer"),
+    _CLEAR,
     vcpu("from a bad pointer", "VCPUOP_set_singleshot_timer", BAD_POINTER),
 
     line("-- poll"),
@@ -297,7 +302,8 @@ def build() -> bytes:
     return kernel(
         *_MAIN, "ret", _CLOCK, events=True, pages=True, trap_flags={0x24: 3},
         data=("came: .long 0\ncame_port: .long 0\nport: .long 0\nfirst: .long 0\nsecond: .long 0",
-              "bad_port: .long 0\npointer: .long 0, 0", "left_vector: .long 0\nleft_cs: .long 0\nleft_ss: .long 0",
+              "bad_port: .long 0\npointer: .long 0, 0",
+              "left_vector: .long 0\nleft_cs: .long 0\nleft_ss: .long 0",
               "kernel_stack: .long 0\ndeadline: .long 0, 0\ntimer: .long 0, 0, 0\nargument: .zero 64",
               "poll: .zero sizeof(sched_poll)\nrunstate: .zero sizeof(vcpu_runstate_info)"),
         bss=(".balign 4096, 0\nuser_stack: .zero 4096\nkernel_stack_area: .zero 4096\nkernel_stack_top:",

@@ -1,14 +1,17 @@
 """traps32: takes every exception a 32-bit PAE guest can, in ring 1 and in ring 3, and prints what it saw.
 
-What Xen does, and why it is expected (Debian's Xen is built without 32-bit PV, so nobody recorded it):
+What Xen does, and why it is expected (nobody recorded it, as Debian's Xen has no 32-bit PV):
+
 - A frame is hardware's: error code, EIP, CS with the upcall mask in bits 16 to 23, EFLAGS with IF as the mask
   says and IOPL 0, and from an outer ring ESP and SS. From ring 1 it lies right below the interrupted stack
-  pointer, else below the stack of stack_switch. TF, NT and RF are cleared, AC stays (it does nothing in ring 1).
+  pointer, else below the stack of stack_switch. TF, NT and RF are cleared; AC stays, as it does nothing in
+  ring 1.
 - A page fault's U bit says whether the guest's user mode caused it: for ring 1 it is clear.
 - `int N` goes through the real IDT: 3, 4 and 0x80 are open to all, 0x82 to ring 1. Others trap as #GP with
-  8 N + 2, and Xen lets it through if the guest's own entry has a level of at least 1 from ring 1, 3 from ring 3.
+  8 N + 2, and Xen lets it through if the guest's own entry has a level of at least 1 from ring 1, 3 from
+  ring 3.
 - `syscall` is undefined in 32-bit code on an Intel processor.
-- The iret hypercall reads EAX, EIP, CS, EFLAGS and for an outer ring ESP, SS. A selector that cannot be loaded
+- The iret hypercall reads EAX, EIP, CS, EFLAGS and for an outer ring ESP, SS. One that cannot be loaded
   faults with the context already the new one. Virtual-8086 mode is refused with #GP on the kernel stack.
 - Returning to an outer ring nulls data segments that ring may not have, as the processor's IRET does.
 - The M2P at 0xF5800000 can be read by ring 1 only and written by nobody.
@@ -19,8 +22,8 @@ from __future__ import annotations
 from typing import Final
 
 from guests.macros32 import hypercall, line, load
-from guests.probes import AC, DF, ID, IOPL, NT, TF, Probe
-from guests.probes32 import READ_ONLY, UNMAPPED, Probing
+from guests.probes import AC, ID, IOPL, NT, READ_ONLY, TF, Probe
+from guests.probes32 import UNMAPPED, Probing
 
 DESCRIPTORS: Final = {
     "data1": 0x00CF_B300_0000_FFFF, "data3": 0x00CF_F300_0000_FFFF, "absent": 0x00CF_3300_0000_FFFF,
@@ -128,8 +131,10 @@ FLAG_PROBES: Final = (
     Probe("interrupts asked off", "pushfd\nand dword ptr [esp], -513\npopfd\nint3"),
     Probe("events open", "int3", before=OPEN),
     Probe("events open, int 0x23", "int 0x23", before=OPEN),
-    Probe("cli, allowed", "cli\nsti\nint3", before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_one")),
-    Probe("cli, forbidden again", "cli", before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_zero")),
+    Probe("cli, allowed", "cli\nsti\nint3",
+          before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_one")),
+    Probe("cli, forbidden again", "cli",
+          before=hypercall("physdev_op", "PHYSDEVOP_set_iopl", "&iopl_zero")),
 )
 
 DEBUG: Final = (
@@ -355,7 +360,8 @@ def build() -> bytes:
     """The image."""
     probing = Probing()
     for title, group in (
-        ("exceptions", EXCEPTIONS), ("protection", PROTECTION), ("page faults", PAGE_FAULTS), ("stack", STACK),
+        ("exceptions", EXCEPTIONS), ("protection", PROTECTION), ("page faults", PAGE_FAULTS), ("stack",
+                                                                                               STACK),
         ("flags", FLAG_PROBES), ("debug registers", DEBUG), ("user mode", USER_MODE),
         ("ways to ring 3", DATA_SEGMENTS), ("callbacks", CALLBACKS),
     ):
@@ -372,6 +378,6 @@ def build() -> bytes:
         "thread_area: .long 0x11, 0x22, 0x33\n.balign 8, 0\nthread_descriptor: .long 0, 0",
         f"long_code: .quad {0x00AF_FB00_0000_FFFF}\ninterrupt_gate: .quad {0x0000_EE00_0019_1000}",
         f"task_state: .quad {0x0000_8900_0000_0067}",
-        f".balign 4096, 0\ngdt_page: .quad 0\n{words}\n.balign 4096, 0\nldt_page: .quad 0\n{words}\n"
-        ".balign 4096, 0",
+        (f".balign 4096, 0\ngdt_page: .quad 0\n{words}\n.balign 4096, 0\nldt_page: .quad 0\n{words}\n"
+        ".balign 4096, 0"),
     ))

@@ -2,8 +2,8 @@
 
 From ring 1 the frame goes below the current stack; from an outer ring the guest's registered kernel stack is
 used and the old SS:ESP is pushed first, as the hardware would. Bits 16 to 23 of the CS word are the upcall
-mask from before. The frame is written through the stack segment, whose base counts. Source: arch-x86/xen-x86_32.h; behaviour
-of compat_create_bounce_frame.
+mask from before. The frame is written through the stack segment, whose base counts. Source:
+arch-x86/xen-x86_32.h; behaviour of compat_create_bounce_frame.
 """
 
 from __future__ import annotations

@@ -147,9 +147,9 @@ class Segments:
         """Null the data segments that `ring` may not have, as IRET to an outer ring does (SDM volume 2)."""
         for register in (DS, ES, FS, GS):
             flags = core.d[SEG_FLAGS[register]]
-            if flags & CACHED_PRESENT and flags & CACHED_CONFORMING != CACHED_CONFORMING:
-                if (flags >> CACHED_DPL_SHIFT) & 3 < ring:
-                    core.set_segment(register, 0, 0, 0, 0)
+            loaded = flags & CACHED_PRESENT and flags & CACHED_CONFORMING != CACHED_CONFORMING
+            if loaded and flags >> CACHED_DPL_SHIFT & 3 < ring:
+                core.set_segment(register, 0, 0, 0, 0)
 
     def fault(self, vcpu: VCpu, register: int, selector: int) -> tuple[int, int]:
         """Vector and error code of the fault that a refused load raises (SDM volume 2, MOV and IRET)."""

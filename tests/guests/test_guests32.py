@@ -1,7 +1,7 @@
 """Our own 32-bit PAE guests: their images, their consoles, and a hostile one with random arguments.
 
-Debian's Xen is built without 32-bit PV: what they must print follows from the documented interface, as the header
-of each guest says.
+Debian's Xen is built without 32-bit PV: what they must print follows from the documented interface, as the
+header of each guest says.
 """
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_smp_agrees_however_many_vcpus_share_the_cpus(vcpus: int, cpus: int) -> 
     assert lines[-1] == "smp32: done"
 
 
-# --- hostile arguments ------------------------------------------------------------------------------------------------
+# --- hostile arguments --------------------------------------------------------------------------------------
 
 TEXT_BYTES: Final = 0x4000
 CALLS: Final = NARROW_BASE + TEXT_BYTES
@@ -105,11 +105,13 @@ power_off:
 .balign {TEXT_BYTES // 2}, 0
 """
 NUMBERS: Final = (
-    0, 1, 2, 3, 7, 8, 31, 32, 63, 64, 127, 255, 511, 512, 513, 1023, 1024, 4095, 4096, 8191, 8192, 65535, 65536,
+    0, 1, 2, 3, 7, 8, 31, 32, 63, 64, 127, 255, 511, 512, 513, 1023, 1024, 4095, 4096, 8191, 8192, 65535,
+    65536,
     (1 << 31) - 1, 1 << 31, END - 1, END, xen.DOMID_SELF, 0x7FF1, 0x7FF2, 0x7FF4, 0x7FFF,
 )
 POINTERS: Final = (
-    0, 4, NARROW_BASE, NARROW_BASE + PAGE, CALLS, SCRATCH - 1, SCRATCH, SCRATCH + SCRATCH_BYTES - 1, 0xF57F_FFFC,
+    0, 4, NARROW_BASE, NARROW_BASE + PAGE, CALLS, SCRATCH - 1, SCRATCH, SCRATCH + SCRATCH_BYTES - 1,
+    0xF57F_FFFC,
     0xF57F_FFFF, 0xF580_0000, 0xF580_0001, 0xFC00_0000, 0xFFDF_FFFF, 0xFFE0_0000, END - 4095, END - 3, END,
 )
 FLAGS: Final = (0, 1, 3, 5, 7, 0x63, 0x67, 0xE7, 0x1E7, 0xFFF)
@@ -130,7 +132,8 @@ class Source:
         self.random = random.Random(seed)
         frames = system.hypervisor.memory.frames
         self.own = frames.owned_by(domain.id)
-        self.odd = [0, 1, domain.shared_info >> 12, domain.vcpus[0].kernel_root, frames.owned_by(domain.id + 1)[7],
+        self.odd = [0, 1, domain.shared_info >> 12, domain.vcpus[0].kernel_root,
+                    frames.owned_by(domain.id + 1)[7],
                     system.machine.memory.frames - 1, system.machine.memory.frames, 1 << 19]
         self._kinds: tuple[tuple[float, Callable[[], int]], ...] = (
             (0.35, lambda: self.random.choice(NUMBERS)), (0.55, self.pointer), (0.7, self.frame),
