@@ -40,12 +40,13 @@ from firmware.memory.pte import (
 )
 from firmware.memory.requests import COUNT_MASK, PREEMPTED, SLICE, cores_of, page_owner, read_done, write_done
 from firmware.memory.types import WRITABLE_VALIDATED, PageTypes
-from firmware.memory.update import EntryUpdate
+from firmware.memory.update import KERNEL_USER, EntryUpdate
 
 UPDATE_SIZE: Final = 16
 MODE_MASK: Final = 7
 L1_VALIDATED: Final = L1_TABLE | VALIDATED
-KERNEL_USER: Final = GUEST_KERNEL | USER
+NOT_SIMPLE: Final = 1
+"""No result of an update: they are 0 or a negative errno."""
 
 
 _PAIR: Final = Struct("<QQ").unpack
@@ -59,11 +60,13 @@ class Mmu:
         "_levels",
         "_m2p",
         "_memory",
+        "_owners",
         "_q",
         "_shootdown",
         "_size",
         "_types",
         "_update",
+        "_words",
         "extended",
     )
 
@@ -74,6 +77,8 @@ class Mmu:
         self._memory = types.memory
         self._q = types.memory.q
         self._size = types.frames.size
+        self._owners = types.owners
+        self._words = types.types
         self._m2p = m2p
         self._domains = domains
         self._shootdown = types.shootdown
@@ -109,6 +114,10 @@ class Mmu:
         Requests are read ahead to the end of their page; an update of anything but an L1 table, which might
         change them, makes the rest be read again.
         """
+        if count == 1 and not pdone and foreigndom == xen.DOMID_SELF:
+            rc = self._one(vcpu, ureqs)
+            if rc != NOT_SIMPLE:
+                return rc
         count &= COUNT_MASK
         done = 0
         space = vcpu.space
@@ -229,6 +238,22 @@ class Mmu:
             vcpu.restart(ureqs + position * UPDATE_SIZE, (count - position) | PREEMPTED, pdone, foreigndom)
             return CONTINUE
         return rc
+
+    def _one(self, vcpu: VCpu, at: int) -> int:
+        """What kernels do most: one plain update of an L1 table. NOT_SIMPLE, and nothing done, when it is
+        something else. Raises GuestFault.
+        """
+        ptr, new = _PAIR(vcpu.space.read(at, UPDATE_SIZE))
+        mfn = ptr >> 12
+        if ptr & MODE_MASK or mfn >= self._size:
+            return NOT_SIMPLE
+        owner = vcpu.domain.memory
+        if self._owners[mfn] != owner.tag:
+            return NOT_SIMPLE
+        word = self._words[mfn]
+        if word & VALID_MASK != L1_VALIDATED or word < ONE:
+            return NOT_SIMPLE
+        return self._update.l1(ptr, new, owner, owner)
 
     def _other(
         self, at: int, new: int, word: int, owner: MemoryOwner, pages: MemoryOwner | None, preserve: bool

@@ -6,23 +6,29 @@ a negative errno and change nothing on failure.
 
 from __future__ import annotations
 
+from typing import Final
+
 from firmware.abi.errno import EINVAL, EPERM
 from firmware.memory.frames import L2_TABLE, L3_TABLE, L4_TABLE, PAE_XEN_L2
 from firmware.memory.owner import MemoryOwner
 from firmware.memory.pte import (
     ACCESSED_DIRTY,
     COMPAT_L3_DISALLOWED,
+    GLOBAL,
+    GUEST_KERNEL,
     L1_DISALLOWED,
     PRESENT,
     REVALIDATE,
     TABLE_DISALLOWED,
-    adjust_l1,
+    USER,
     adjust_l2,
     adjust_l3,
     adjust_l4,
 )
 from firmware.memory.types import PageTypes
 from firmware.memory.xen_slots import COMPAT_FIRST_XEN_SLOT, FIRST_XEN_SLOT, LAST_XEN_SLOT
+
+KERNEL_USER: Final = GUEST_KERNEL | USER
 
 
 class EntryUpdate:
@@ -44,7 +50,11 @@ class EntryUpdate:
         if new & PRESENT:
             if new & L1_DISALLOWED:
                 return -EINVAL
-            new = adjust_l1(new, tables.pv32)
+            if not tables.pv32:
+                if not new & USER:
+                    new |= KERNEL_USER
+                elif not new & GUEST_KERNEL:
+                    new |= GLOBAL
             if not (old ^ new) & REVALIDATE:
                 self._memory.store64(at, new | old & ACCESSED_DIRTY if preserve else new)
                 return 0
