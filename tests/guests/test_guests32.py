@@ -23,6 +23,8 @@ from tools.oracle import record
 from xenpy.system import Reason, System
 
 NAMES: Final = [name for name, guest in guests.GUESTS.items() if guest.width == 32]
+HIGH_MIB: Final = 5200
+"""Memory of a machine that has some above 4 GiB once a first domain has taken most of it."""
 WITHIN_S: Final = 60.0
 WALL_S: Final = 60.0
 
@@ -46,6 +48,19 @@ def test_the_console_is_the_one_that_the_interface_asks_for(name: str) -> None:
         outcome = system.run(within=WITHIN_S, wall=WALL_S)
         assert domain.console.log.decode().splitlines() == lines
     assert outcome.reason is Reason.ENDED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_same_above_4_gib(name: str) -> None:
+    """Roots whose frame numbers have more than 20 bits go through CR3 folded."""
+    guest = guests.GUESTS[name]
+    with System(cpus=guest.vcpus, memory=HIGH_MIB) as system:
+        system.add_domain("builtin:hello", name="low", memory=HIGH_MIB - 1000)
+        domain = system.add_domain(f"builtin:{name}", vcpus=guest.vcpus, memory=32)
+        vcpu = system.hypervisor.lifecycle.domains[domain.id].vcpus[0]
+        assert vcpu.kernel_root >> 20
+        system.run(until=lambda: domain.ended, within=WITHIN_S, wall=WALL_S)
+        assert domain.console.log.decode().splitlines() == record.expected(name).splitlines()
 
 
 @pytest.mark.parametrize(("vcpus", "cpus"), [(1, 1), (2, 1), (3, 2)])
