@@ -70,7 +70,7 @@ def guessed() -> str:
 
 
 IS_OURS = """
-is_ours:                                # r13 = a frame: eax = 1 when it is this guest's, by the M2P and its list
+is_ours:                                # r13 = a frame: eax = 1 when it is ours, by M2P and list
     push rcx
     push rdx
     push rsi

@@ -1,4 +1,4 @@
-"""Attack guests beside a neighbour: nothing works, the neighbour goes on, and every count is right after it."""
+"""Attack guests beside a neighbour: nothing works, the neighbour goes on, and every count is right."""
 
 from __future__ import annotations
 
