@@ -324,7 +324,7 @@ class TestPointers:
         for _ in range(2):
             with pytest.raises(GuestFault):
                 space.write(va, b"x")
-        assert scene.guest.mmu_update((scene.at(scene.l2, 0), 0)) == 0
+        assert scene.guest.mmu_update((scene.at(scene.l2, 0), scene.l1 << 12 | 0x66)) == 0
         with pytest.raises(GuestFault):
             space.read(va, 1)
 

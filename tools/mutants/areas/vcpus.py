@@ -13,7 +13,12 @@ MULTICALL: Final = "firmware/multicall.py"
 
 AREA: Final = Area(
     "vcpus",
-    ("tests/firmware/test_vcpus.py", "tests/firmware/test_calls.py", "tests/firmware/test_bounce.py"),
+    (
+        "tests/firmware/test_contexts.py",
+        "tests/firmware/test_vcpus.py",
+        "tests/firmware/test_calls.py",
+        "tests/firmware/test_bounce.py",
+    ),
     (
         Mutant(
             "context: addresses are canonical",
