@@ -104,6 +104,9 @@ class GrantCopy:
             status = table.claim(ref, low, domid, pinned=active is not None, readonly=readonly, mapping=False)
             if status != abi.GNTST_okay:
                 return status, nothing
+            if active is not None and low & abi.GTF_type_mask != abi.GTF_transitive and high != active.mfn:
+                table.release(ref, active, readonly=readonly)
+                return abi.GNTST_general_error if self._owned(table, high) else abi.GNTST_bad_page, nothing
         fresh = active is None
         if active is None:
             status, active = self._activate(table, ref, low, high, domid, readonly, held, depth)

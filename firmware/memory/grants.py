@@ -309,26 +309,25 @@ class Grants:
         table.release(mapping.ref, active, readonly=bool(readonly))
 
     def _replace(self, vcpu: VCpu, address: int, mfn: int, new_addr: int, flags: int) -> bool:
-        """Take the mapping out of the page table; the entry at `new_addr` moves into its place
-        (replace_grant_pv_mapping).
+        """Take the mapping out of the page table; the entry at `new_addr` moves into its place, and is lost
+        when the mapping is not there (replace_grant_pv_mapping).
         """
         contains_pte = flags & abi.GNTMAP_contains_pte
         if contains_pte and new_addr:
             return False
-        at = self._slot(vcpu, address, contains_pte)
-        other = self._slot(vcpu, new_addr, 0) if new_addr else 0
-        if not at or (new_addr and not other):
-            return False
-        entry = self._memory.q[at >> 3]
-        wrong = entry ^ self._entry(mfn, flags, vcpu.domain.pv32)
-        if wrong & (ADDRESS | PRESENT | RW):
-            return False
-        if other:
+        moved = 0
+        if new_addr:
+            other = self._slot(vcpu, new_addr, 0)
+            if not other:
+                return False
             moved = self._memory.q[other >> 3]
             self._memory.store64(other, 0)
-            self._memory.store64(at, moved if other != at else 0)
-        else:
-            self._memory.store64(at, 0)
+        at = self._slot(vcpu, address, contains_pte)
+        expected = self._entry(mfn, flags, vcpu.domain.pv32)
+        if not at or (self._memory.q[at >> 3] ^ expected) & (ADDRESS | PRESENT | RW):
+            self._types.put_page_from_l1(moved)
+            return False
+        self._memory.store64(at, moved)
         return True
 
     # Transfer
