@@ -30,6 +30,9 @@ class StandInCore:
     def now(self) -> int:
         return self.time
 
+    def charge(self, ns: int) -> None:
+        self.time += ns
+
     def eflags(self) -> int:
         return self.flags
 
