@@ -212,6 +212,15 @@ class TestUnmapping:
         assert scene.entry(21) == 0
         scene.holds()
 
+    def test_a_replacement_is_lost_when_the_mapping_is_not_there(self, scene: Three, mapped: int) -> None:
+        """Its reference goes with it."""
+        va = scene.domain.va
+        references = scene.world.frames.references(scene.frames[21])
+        assert self.replace(scene, mapped, va(22), va(21)) == gnt.GNTST_general_error
+        assert scene.entry(21) == 0
+        assert scene.world.frames.references(scene.frames[21]) == references - 1
+        scene.holds()
+
     def test_replacing_by_a_ptes_address(self, scene: Three) -> None:
         scene.neighbour.grant(8, 1, scene.mfn, ACCESS)
         at = scene.at(scene.l1, 20)

@@ -250,6 +250,12 @@ AREA: Final = Area(
             "table.release(ref, active",
         ),
         Mutant(
+            "grant: a replacement that is lost is let go",
+            GRANTS,
+            "self._types.put_page_from_l1(moved)",
+            "pass",
+        ),
+        Mutant(
             "grant: what a mapping replaced is let go", GRANTS, "self._types.put_page_from_l1(old)", "pass"
         ),
         Mutant(

@@ -116,19 +116,19 @@ AREA: Final = Area(
         Mutant(
             "unmap: the entry is the mapping's",
             GRANTS,
-            "if wrong & (ADDRESS | PRESENT | RW):\n            return False\n",
-            "pass\n",
+            "if not at or (self._memory.q[at >> 3] ^ expected) & (ADDRESS | PRESENT | RW):",
+            "if not at:",
         ),
         Mutant(
             "unmap: rights of the entry",
             GRANTS,
-            "if wrong & (ADDRESS | PRESENT | RW):",
-            "if wrong & (ADDRESS | PRESENT):",
+            "if not at or (self._memory.q[at >> 3] ^ expected) & (ADDRESS | PRESENT | RW):",
+            "if not at or (self._memory.q[at >> 3] ^ expected) & (ADDRESS | PRESENT):",
         ),
         Mutant(
             "unmap: the entry is cleared",
             GRANTS,
-            "else:\n            self._memory.store64(at, 0)\n        return True",
+            "self._memory.store64(at, moved)\n        return True",
             "return True",
         ),
         Mutant(
@@ -140,8 +140,8 @@ AREA: Final = Area(
         Mutant(
             "unmap_and_replace: there is a replacement",
             GRANTS,
-            "if not at or (new_addr and not other):",
-            "if not at:",
+            "if not other:\n                return False\n",
+            "pass\n",
         ),
         Mutant(
             "unmap_and_replace: not by a PTE's address",
@@ -210,7 +210,7 @@ AREA: Final = Area(
         Mutant(
             "copy: another's frame only by a grant",
             COPY,
-            'if end.domid != DOMID_SELF and not flags & flag:',
+            "if end.domid != DOMID_SELF and not flags & flag:",
             "if False:",
         ),
         Mutant(

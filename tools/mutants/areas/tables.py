@@ -48,6 +48,30 @@ AREA: Final = Area(
             "if word & TYPE_MASK > L2_TABLE or word < ONE:\n                    ahead",
         ),
         Mutant(
+            "mmu_update of one: whose table it is",
+            MMU,
+            "if self._owners[mfn] != owner.tag:\n            return NOT_SIMPLE\n",
+            "pass\n",
+        ),
+        Mutant(
+            "mmu_update of one: a table beyond memory",
+            MMU,
+            "if ptr & MODE_MASK or mfn >= self._size:",
+            "if ptr & MODE_MASK:",
+        ),
+        Mutant(
+            "mmu_update of one: a plain one",
+            MMU,
+            "if ptr & MODE_MASK or mfn >= self._size:",
+            "if mfn >= self._size:",
+        ),
+        Mutant(
+            "mmu_update of one: an L1 table",
+            MMU,
+            "if word & VALID_MASK != L1_VALIDATED or word < ONE:\n            return NOT_SIMPLE",
+            "if word < ONE:\n            return NOT_SIMPLE",
+        ),
+        Mutant(
             "a change of RW is a new entry",
             PTE,
             "FAST_FLAGS: Final = NO_EXECUTE |",
