@@ -215,8 +215,19 @@ def test_signals_end_a_run(image: Image, kernel: Callable[[], bytes], number: in
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3])
 def test_ctrl_c_at_any_time(image: Image, delay: float) -> None:
-    """From the first call on; before it, only Python itself and a module of no weight are loaded."""
-    code = "import os, sys; from xenpy.cli import main; os.write(2, b'.'); sys.exit(main())"
+    """From the first call on; before it, only Python itself and a module of no weight are loaded. The child
+    says so at the first import of `main`, which is inside its guard.
+    """
+    code = """
+import os, sys
+from xenpy.cli import main
+class Begun:
+    def find_spec(self, name, path=None, target=None):
+        sys.meta_path.remove(self)
+        os.write(2, b'.')
+sys.meta_path.insert(0, Begun())
+sys.exit(main())
+"""
     command = [sys.executable, "-c", code, "boot", str(image(kernels.spin_forever()))]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
