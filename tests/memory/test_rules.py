@@ -206,6 +206,7 @@ class TestBatches:
         good = (scene.at(scene.l1, 21), 0)
         for at in (scene.at(scene.other.tables[-1], 20), 2304 << 12, 1 << 60, 0x105 << 12):
             assert scene.guest.mmu_update(good, (at, 0)) == -EINVAL
+            assert scene.guest.mmu_update((at, 0)) == -EINVAL
         scene.holds()
 
     def test_the_last_references_of_old_entries(self, scene: Scene) -> None:

@@ -31,6 +31,7 @@ REST: Final = (
     "tests/memory/test_stores.py",
     "tests/memory/test_floor.py",
     "tests/memory/test_m2p.py",
+    "tests/memory/test_unfinished.py",
     "tests/firmware/test_contexts.py",
     "tests/firmware/test_calls.py",
     "tests/firmware/test_vcpus.py",

@@ -11,7 +11,12 @@ VALIDATE: Final = "firmware/memory/validate.py"
 
 AREA: Final = Area(
     "types",
-    ("tests/memory/test_mmu.py", "tests/memory/test_rules.py", "tests/memory/test_calls.py"),
+    (
+        "tests/memory/test_mmu.py",
+        "tests/memory/test_rules.py",
+        "tests/memory/test_calls.py",
+        "tests/memory/test_unfinished.py",
+    ),
     (
         Mutant(
             "a reference only for the owner",
@@ -179,6 +184,31 @@ AREA: Final = Area(
             "self._memory.copy_frame(mfn, source)\n"
             "        if not rc:\n"
             "            types.put_page_and_type(mfn)",
+        ),
+        Mutant(
+            "an unfinished table goes on where it stopped",
+            VALIDATE,
+            "first = self._frames.partial.pop(mfn, 0)",
+            "first = 0 * self._frames.partial.pop(mfn, 0)",
+        ),
+        Mutant("an unfinished table is so once", TYPES, "self.types[mfn] &= ~PARTIAL", "pass"),
+        Mutant(
+            "an unfinished table gives back the reference left on it",
+            TYPES,
+            "self.put_page(mfn)\n        if failure:\n            self.validator.abandon(mfn)\n        else:",
+            "if failure:\n            self.validator.abandon(mfn)\n        else:",
+        ),
+        Mutant(
+            "a dead domain's unfinished tables are taken apart",
+            TYPES,
+            "self.validator.find_lost(owner)",
+            "pass",
+        ),
+        Mutant(
+            "a table that is not unfinished is not gone on with",
+            TYPES,
+            "if word & (KIND_MASK | PARTIAL) == kind | PARTIAL else -EINVAL",
+            "if word & KIND_MASK == kind else -EINVAL",
         ),
     ),
 )
