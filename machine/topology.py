@@ -17,7 +17,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         if min(self.sockets, self.cores, self.threads) < 1 or self.cpus > MAX_CPUS:
-            raise ValueError(f"topology {self}: 1 to {MAX_CPUS} CPUs")
+            raise ValueError(f"topology {self} has {self.cpus} CPUs; a machine has 1 to {MAX_CPUS}")
 
     @property
     def cpus(self) -> int:

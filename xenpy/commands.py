@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        raise BadInputError(f"{error.format_message()} {_hint(error)}") from error
+        raise BadInputError(f"{error.format_message().rstrip('.')}. {_hint(error)}") from error
     except click.Abort as error:
         raise KeyboardInterrupt from error
     show(words.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Final
 
 from firmware.abi import errno
@@ -21,6 +22,8 @@ INSTRUCTIONS: Final = 3
 """How many instructions are shown, the faulting one first."""
 STACK_WORDS: Final = 16
 """How many words of the stack are shown as they are."""
+ENTRY: Final = "+0x0"
+"""Where a function begins nothing returns to: such a word of the stack is a pointer to it."""
 MAX_ERRNO: Final = 4095
 """Results from -4095 to -1 are error numbers."""
 
@@ -84,7 +87,10 @@ def _stack(crash: CrashInfo, symbol: Symbol) -> Iterator[str]:
     for row in range(0, min(len(crash.stack), STACK_WORDS), per_row):
         words = crash.stack[row:min(row + per_row, STACK_WORDS)]
         yield f"  +{row * width:03x}  " + " ".join(f"{word:0{2 * width}x}" for word in words)
-    named = [(at, word, name) for at, word in enumerate(crash.stack) if (name := symbol(word))]
+    named = [
+        (at, word, name) for at, word in enumerate(crash.stack)
+        if (name := symbol(word)) and not name.endswith(ENTRY)
+    ]
     if named:
         yield "stack trace (return addresses found on the stack, newest first)"
         for at, word, name in named:
@@ -94,15 +100,23 @@ def _stack(crash: CrashInfo, symbol: Symbol) -> Iterator[str]:
 def _hypercalls(calls: tuple[RecentCall, ...]) -> Iterator[str]:
     yield "last hypercalls, newest last" if calls else "no hypercall was made"
     names = {row.number: row for row in ROWS}
-    for call in calls:
+    for call, group in groupby(calls):
         row = names.get(call.number)
         name = row.name if row else f"hypercall {call.number}"
         count = len(row.arguments) if row else 2
         shown = [f"{value:#x}" for value in (call.first, call.second)[:count]]
         if count > len(shown):
             shown.append("...")
-        yield f"  {name}({', '.join(shown)}) = {_result(call.result)}"
+        times = sum(1 for _ in group)
+        more = f" ({times} times)" if times > 1 else ""
+        yield f"  {name}({', '.join(shown)}) {_result(call.result)}{more}"
 
 
-def _result(value: int) -> str:
+def _result(value: int | None) -> str:
+    if value is None:
+        return "ended it"
+    return "= " + _number(value)
+
+
+def _number(value: int) -> str:
     return f"-{errno.name(-value)}" if -MAX_ERRNO <= value < 0 else f"{value:#x}"

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RecentCall:
-    """One hypercall made shortly before: number, its first two arguments, and its result (signed)."""
+    """One hypercall made shortly before: number, its first two arguments, and its result (signed), None for
+    the one that ended the guest.
+    """
 
     number: int
     first: int
     second: int
-    result: int
+    result: int | None
 
 
 @dataclass(frozen=True)

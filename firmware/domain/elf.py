@@ -27,6 +27,9 @@ PF_ANY: Final = 7
 SHT_SYMTAB: Final = 2
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
+STT_OBJECT: Final = 1
+STT_MASK: Final = 15
+"""The type of a symbol is in the low bits of st_info."""
 IDENT_SIZE: Final = 16
 MOST_HEADERS: Final = 4096
 """More program or section headers than any kernel has."""
@@ -202,7 +205,9 @@ class ElfFile:
                 yield from _notes(self.contents(section))
 
     def symbols(self) -> Sequence[tuple[int, str]]:
-        """Address and name of every symbol in a section, by address; none if it is stripped or damaged."""
+        """Address and name of every symbol in a section, by address; none if it is stripped or damaged. Data
+        has no name.
+        """
         table = next((section for section in self.sections if section.type == SHT_SYMTAB), None)
         if table is None or table.link >= len(self.sections):
             return ()
@@ -211,13 +216,16 @@ class ElfFile:
         except BadImageError:
             return ()
         if self.width == 64:
-            entry = struct.Struct("<IBBHQQ")
-            found = [(row[4], row[0], row[3]) for row in entry.iter_unpack(rows[: len(rows) // 24 * 24])]
+            entry, order = struct.Struct("<IBBHQQ"), (4, 0, 3, 1)
         else:
-            entry = struct.Struct("<IIIBBH")
-            found = [(row[1], row[0], row[5]) for row in entry.iter_unpack(rows[: len(rows) // 16 * 16])]
-        named = [(address, name) for address, name, section in found if name and section]
-        return sorted((address, _string(names, name)) for address, name in named)
+            entry, order = struct.Struct("<IIIBBH"), (1, 0, 5, 3)
+        whole = entry.iter_unpack(rows[: len(rows) // entry.size * entry.size])
+        found = [[row[index] for index in order] for row in whole]
+        named = [(address, name, info) for address, name, section, info in found if name and section]
+        return sorted(
+            (address, "" if info & STT_MASK == STT_OBJECT else _string(names, name))
+            for address, name, info in named
+        )
 
 
 def _string(table: bytes, at: int) -> str:

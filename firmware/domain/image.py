@@ -99,12 +99,12 @@ class KernelImage:
         return [address for address, _ in found], [name for _, name in found]
 
     def symbol(self, address: int) -> str | None:
-        """`name+0x1f` for an address inside the kernel; None outside it and for a kernel without symbols."""
+        """`name+0x1f` for an address in the kernel's code; None elsewhere, and without symbols."""
         if not self.virt_start <= address < self.virt_end:
             return None
         addresses, names = self._symbols
         index = bisect_right(addresses, address) - 1
-        if index < 0 or address - addresses[index] >= FARTHEST_SYMBOL:
+        if index < 0 or not names[index] or address - addresses[index] >= FARTHEST_SYMBOL:
             return None
         return f"{names[index]}+{address - addresses[index]:#x}"
 
@@ -119,7 +119,9 @@ def read_image(path: str | Path) -> bytes:
         if size > LARGEST_FILE:
             most = LARGEST_FILE >> 20
             raise ImageError(str(path), f"it has {size >> 20} MiB, and no kernel is larger than {most}")
-        data = path.read_bytes() if path.is_file() else b""
+        if not path.is_file():
+            raise ImageError(str(path), "it is a device or a pipe: give the path of a kernel file")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(str(path), "there is no such file: check the path") from None
     except PermissionError:

@@ -27,6 +27,8 @@ MARKED: Final = 256
 """Every so many names their position is written down."""
 KINDS: Final = frozenset(b"aAbBdDrRtTvVwWnN")
 """Type letters (nm's), the first byte of a decoded name."""
+CODE: Final = frozenset(b"tTwW")
+"""Those of code."""
 NAME_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.$")
 
 
@@ -40,7 +42,9 @@ class _Names:
 
 
 def symbols(data: memoryview, start: int, end: int) -> list[tuple[int, str]]:
-    """Address and name of every symbol from `start` to `end`, by address, of the tables in one segment."""
+    """Address and name of every symbol from `start` to `end`, by address, of the tables in one segment. Data
+    has no name: where it begins, the code before it has ended.
+    """
     try:
         found = _find(bytes(data), start, end)
     except (struct.error, IndexError, ValueError):
@@ -131,7 +135,7 @@ def _decode(
         length, at = _length(data, at)
         if kernel[0] <= address < kernel[1]:
             name = b"".join([tokens[code] for code in data[at : at + length]])
-            found.append((address, name[1:].decode("latin-1")))
+            found.append((address, name[1:].decode("latin-1") if name[0] in CODE else ""))
         at += length
     return found
 

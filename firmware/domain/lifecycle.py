@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from firmware.abi import sched
@@ -74,16 +75,21 @@ class Lifecycle:
         """The domain of that number."""
         return self.domains.get(number)
 
-    def shutdown(self, domain: Domain, reason: int) -> None:
-        """The domain says why it stops (SHUTDOWN_* of sched.h); its vCPUs do not run any more."""
+    def shutdown(self, domain: Domain, reason: int, caller: VCpu | None = None) -> None:
+        """The domain says why it stops (SHUTDOWN_* of sched.h), by a hypercall of `caller` if it is one; its
+        vCPUs do not run any more.
+        """
         if domain.state.ended:
             return
         if domain.shutdown_code is None:
             domain.shutdown_code = reason
         code = domain.shutdown_code
         if code == sched.SHUTDOWN_crash and domain.crash is None:
-            running = next((vcpu for vcpu in domain.vcpus if vcpu.loaded), domain.vcpus[0])
-            domain.crash = self._snapshot(running, "it reported a crash of its own (SHUTDOWN_crash)")
+            vcpu = caller or next((vcpu for vcpu in domain.vcpus if vcpu.loaded), domain.vcpus[0])
+            domain.crash = self._snapshot(vcpu, "it reported a crash of its own (SHUTDOWN_crash)")
+            if caller is not None:
+                calls = (*domain.crash.recent_calls, *_call_made(domain.crash))
+                domain.crash = replace(domain.crash, recent_calls=calls)
         state = SHUTDOWN_STATES[code] if code < len(SHUTDOWN_STATES) else DomainState.CRASH
         if state is DomainState.CRASH and domain.crash is None:
             domain.crash = self._snapshot(
@@ -153,3 +159,12 @@ class Lifecycle:
             except GuestFault:
                 break
         return data
+
+
+def _call_made(crash: CrashInfo) -> tuple[RecentCall, ...]:
+    """The hypercall being made, as its registers say; none when they are not known."""
+    registers = crash.registers
+    if not registers:
+        return ()
+    first, second = ("rdi", "rsi") if crash.long_mode else ("rbx", "rcx")
+    return (RecentCall(registers["rax"], registers[first], registers[second], None),)

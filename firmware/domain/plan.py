@@ -80,8 +80,10 @@ def _too_little(image: KernelImage, pages: int, ramdisk_size: int, enough: int) 
     kernel = image.virt_end - image.virt_base
     what = f"the kernel {image.name} ({_mib(kernel)} MiB)"
     if ramdisk_size:
-        what += f" and its ramdisk ({_mib(ramdisk_size)} MiB)"
-    return f"{what} need at least {_mib(enough << PAGE_SHIFT)} MiB, and the domain has {pages >> 8} MiB"
+        what += f" and its ramdisk ({_mib(ramdisk_size)} MiB) need"
+    else:
+        what += " needs"
+    return f"{what} at least {_mib(enough << PAGE_SHIFT)} MiB, and the domain has {pages >> 8} MiB"
 
 
 def _mib(size: int) -> int:

@@ -35,8 +35,8 @@ class PollTimer(Protocol):
 class Ends(Protocol):
     """Who ends domains."""
 
-    def shutdown(self, domain: Domain, reason: int) -> None:
-        """End a domain with a SHUTDOWN_ reason."""
+    def shutdown(self, domain: Domain, reason: int, caller: VCpu | None = None) -> None:
+        """End a domain with a SHUTDOWN_ reason, given by the hypercall of `caller` if it is one."""
 
     def by_id(self, number: int) -> Domain | None:
         """The living domain of that number."""
@@ -79,7 +79,7 @@ class SchedOps:
         """Hypercall 6: shutdown takes its reason directly."""
         command &= 0xFFFF_FFFF
         if command == sched.SCHEDOP_shutdown:
-            self._ends.shutdown(vcpu.domain, argument & 0xFF)
+            self._ends.shutdown(vcpu.domain, argument & 0xFF, vcpu)
             return 0
         if command in (sched.SCHEDOP_yield, sched.SCHEDOP_block):
             return self._ops[command](vcpu, argument)
@@ -102,7 +102,7 @@ class SchedOps:
 
     def _shutdown(self, vcpu: VCpu, argument: int) -> int:
         request = vcpu.space.unpack(argument, sched.sched_shutdown.w64)
-        self._ends.shutdown(vcpu.domain, request.reason & 0xFF)
+        self._ends.shutdown(vcpu.domain, request.reason & 0xFF, vcpu)
         return 0
 
     def _poll(self, vcpu: VCpu, argument: int) -> int:

@@ -34,6 +34,8 @@ class RoundRobin:
     def remove(self, vcpu: VCpu) -> None:
         self.sleep(vcpu, 0)
         self._placed[vcpu.home] -= 1
+        if self._head[vcpu.home] is vcpu:
+            self._head[vcpu.home] = None
 
     def wake(self, vcpu: VCpu, now: int) -> int:
         queue = self._queues[vcpu.home]

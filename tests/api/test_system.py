@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from firmware.abi import sched, xen
 from firmware.domain.domain import DomainState
 from firmware.hypercalls import GuestFault
 from guests.assembler import ENTRY, VIRT_BASE
+from guests.macros import kernel
 from tests.cli import kernels
 from xenpy import System
 from xenpy.errors import BadInputError, ExpectTimeoutError
@@ -135,6 +137,20 @@ def test_a_crash(machine: Machine) -> None:
     assert guest.crash is not None
     assert guest.crash.registers["rip"] == 0x123456789000
     assert guest.crash_report.startswith("guest 'victim' crashed: ")
+
+
+def test_a_crash_of_its_own(machine: Machine) -> None:
+    """The report shows the vCPU that said so, and the call that did it."""
+    system = machine()
+    guest = system.add_domain(kernel("jmp crash"), vcpus=2)
+    assert system.run(within=1).reason is Reason.ENDED
+    assert guest.crash is not None
+    assert (guest.crash.vcpu, guest.crash.recent_calls[-1].number) == (0, xen.__HYPERVISOR_sched_op)
+    assert guest.crash.recent_calls[-1].result is None
+    domain = system.hypervisor.lifecycle.domains[1]
+    domain.state, domain.crash = DomainState.RUNNING, None
+    system.hypervisor.lifecycle.shutdown(domain, sched.SHUTDOWN_crash, domain.vcpus[1])
+    assert guest.crash.vcpu == 1
 
 
 def test_memory_and_frames(machine: Machine) -> None:

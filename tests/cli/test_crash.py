@@ -48,6 +48,20 @@ last hypercalls, newest last
   hypercall 50(0x1, 0x2) = -ENOSYS"""
 
 
+def test_the_same_call_again_and_the_last_one() -> None:
+    calls = [RecentCall(32, 4, 8, 0)] * 3 + [RecentCall(32, 4, 9, 0), RecentCall(29, 2, 0x7000, None)]
+    assert render(replace(CRASH, recent_calls=tuple(calls)), "g").endswith("""\
+last hypercalls, newest last
+  event_channel_op(0x4, 0x8) = 0x0 (3 times)
+  event_channel_op(0x4, 0x9) = 0x0
+  sched_op(0x2, 0x7000) ended it""")
+
+
+def test_a_pointer_to_a_function_is_no_return_address() -> None:
+    report = render(replace(CRASH, stack=(0xFFFFFFFF81000000,)), "g", symbol)
+    assert "stack trace" not in report
+
+
 def test_nothing_readable_and_no_symbols() -> None:
     report = render(replace(CRASH, code=b"", stack=(), recent_calls=()), "g")
     assert report.count("the guest's page tables have nothing there") == 2

@@ -368,7 +368,7 @@ class TestLimits:
 
     def test_a_kernel_larger_than_memory(self) -> None:
         kernel = parse_image(GOOD.having(loads=(Load(0x1000, b"x" * 4096, memsz=64 << 20),)).image(), "big")
-        with pytest.raises(BuildError, match=r"^the kernel big \(65 MiB\) need at least 68 MiB.* has 32"):
+        with pytest.raises(BuildError, match=r"^the kernel big \(65 MiB\) needs at least 68 MiB.* has 32"):
             self.attempt(kernel, 32 << 8)
 
     def test_no_memory_at_all(self) -> None:

@@ -298,7 +298,7 @@ class TestFiles:
             read_image(tmp_path / "empty")
 
     def test_a_device_is_not_read(self) -> None:
-        with pytest.raises(ImageError, match="it is empty"):
+        with pytest.raises(ImageError, match="it is a device or a pipe"):
             read_image("/dev/zero")
 
     def test_a_file_in_a_file(self, tmp_path: Path) -> None:

@@ -25,20 +25,20 @@ def aligned(data: bytes) -> bytes:
     return data.ljust(len(data) + 7 & ~7, b"\0")
 
 
-def encoded(name: str) -> bytes:
-    data = b"T" + name.encode()
+def encoded(name: str, kind: bytes = b"T") -> bytes:
+    data = kind + name.encode()
     for code, pair in zip(FREE_CODES, PAIRS, strict=True):
         data = data.replace(pair, bytes([code]))
     size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 0x7F | 0x80, len(data) >> 7])
     return size + data
 
 
-def tables(*, offsets_first: bool, absolute: bool) -> bytes:
+def tables(*, offsets_first: bool, absolute: bool, kind: bytes = b"t") -> bytes:
     names, marks = b"", []
     for index, name in enumerate(NAMES):
         if index % 256 == 0:
             marks.append(len(names))
-        names += encoded(name)
+        names += encoded(name, kind if index % 5 == 4 else b"T")
     numbers = [(-1 - 16 * index if absolute else 16 * index) for index in range(len(NAMES))]
     offsets = aligned(struct.pack(f"<{len(NAMES)}i", *numbers)) + struct.pack("<Q", START)
     listed = struct.pack("<Q", len(NAMES)) + aligned(names) + aligned(struct.pack(f"<{len(marks)}I", *marks))
@@ -62,6 +62,12 @@ def test_every_name_gets_its_address(offsets_first: bool, absolute: bool) -> Non
     assert kallsyms.symbols(data, START, END) == [
         (START + 16 * index, name) for index, name in enumerate(NAMES)
     ]
+
+
+def test_data_has_no_name() -> None:
+    data = memoryview(tables(offsets_first=True, absolute=True, kind=b"d"))
+    found = kallsyms.symbols(data, START, END)
+    assert [name for _, name in found[:6]] == [*NAMES[:4], "", NAMES[5]]
 
 
 def test_symbols_outside_the_kernel_are_left_out() -> None:

@@ -147,7 +147,7 @@ class Ends:
         vcpu.domain.state = DomainState.CRASH
         self.crashes.append(reason)
 
-    def shutdown(self, domain: Domain, reason: int) -> None:
+    def shutdown(self, domain: Domain, reason: int, caller: VCpu | None = None) -> None:
         self.shutdowns.append(reason)
 
     def by_id(self, number: int) -> Domain | None:
