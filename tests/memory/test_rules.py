@@ -8,12 +8,13 @@ from firmware.abi import memory as mem
 from firmware.abi import xen
 from firmware.abi.errno import EBUSY, EINVAL, EPERM
 from firmware.hypercalls import GuestFault, HypercallError
-from firmware.memory.frames import COUNT_LIMIT, L4_TABLE, WRITABLE
+from firmware.memory.frames import COUNT_LIMIT, L4_TABLE, PARTIAL, VALIDATED, WRITABLE
 from firmware.memory.owner import DOMID_IO
 from firmware.memory.perdomain import GDT_PAGES
 from firmware.memory.requests import page_owner
 from tests.memory.guest_model import Guest
 from tests.memory.test_mmu import Scene
+from tests.memory.test_unfinished import Towers
 
 XEN_ADDRESS = 0xFFFF_8000_0000_0000
 BAD_DESCRIPTOR = 0x0000_8900_0000_0067
@@ -300,6 +301,20 @@ class TestPae:
         area = narrow.world.descriptors.area(narrow.domain.id)
         entries = [narrow.world.memory.q[area._slot(0, page) >> 3] for page in (0, 1, GDT_PAGES, 16)]
         assert [entry & 3 for entry in entries] == [1, 1, 1, 1]
+
+
+def test_a_table_that_is_finished_later_is_whole() -> None:
+    towers = Towers()
+    towers.lose()
+    table, types = towers.new_l2, towers.world.types.types
+    assert types[table] & PARTIAL
+    towers.world.memory.store64(towers.at(table, 4), 0)
+    assert towers.pin(2, table) == 0
+    assert types[table] & (PARTIAL | VALIDATED) == VALIDATED
+    towers.holds()
+    assert towers.guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0
+    assert types[table] & PARTIAL == 0
+    towers.holds()
 
 
 class TestTypes:

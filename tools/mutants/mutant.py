@@ -37,8 +37,3 @@ class Area:
     name: str
     tests: tuple[str, ...]
     mutants: tuple[Mutant, ...]
-
-
-def without(name: str, file: str, line: str, instead: str = "pass") -> Mutant:
-    """The mutant that leaves a statement out."""
-    return Mutant(name, file, line, instead)
