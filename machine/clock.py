@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-
 END_OF_TIME = (1 << 63) - 1
 """Nothing happens after this: virtual time stays within what a core's 64-bit counters hold."""
 

@@ -23,7 +23,7 @@ COMPAT_FIRST_XEN_SLOT = 428
 
 @dataclass
 class Ledger:
-    """What the test itself knows: which tables are pinned, as which level; frames held besides, and as what."""
+    """What the test itself knows: tables pinned, as which level; frames held besides, as what."""
 
     pins: dict[int, int] = field(default_factory=dict)
     holds: list[tuple[int, int | None]] = field(default_factory=list)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     run.add_argument("--domu", action="store_true", help="as an unprivileged guest of a Debian dom0")
     run.add_argument("--log", action="store_true", help="print all the serial line carried, Xen's lines too")
     record_verb = verbs.add_parser("record", help="keep the consoles of our guests as the tests' data")
-    record_verb.add_argument("guests", nargs="*", default=list(guests.RECORDED), help="all of them by default")
+    record_verb.add_argument("guests", nargs="*", default=list(guests.RECORDED), help="by default all")
     check = verbs.add_parser("check", help="compare with what true unprivileged guests print")
     check.add_argument("guests", nargs="*", default=list(guests.RECORDED), help="all of them by default")
     fuzz = verbs.add_parser("mmufuzz", help="record what random page-table operations give a true domU")
