@@ -84,17 +84,18 @@ class Lifecycle:
         if domain.shutdown_code is None:
             domain.shutdown_code = reason
         code = domain.shutdown_code
-        if code == sched.SHUTDOWN_crash and domain.crash is None:
+        state = SHUTDOWN_STATES[code] if code < len(SHUTDOWN_STATES) else DomainState.CRASH
+        if state is DomainState.CRASH and domain.crash is None:
+            own = code == sched.SHUTDOWN_crash
             vcpu = caller or next((vcpu for vcpu in domain.vcpus if vcpu.loaded), domain.vcpus[0])
-            domain.crash = self._snapshot(vcpu, "it reported a crash of its own (SHUTDOWN_crash)")
+            domain.crash = self._snapshot(
+                vcpu,
+                "it reported a crash of its own (SHUTDOWN_crash)" if own
+                else f"it shut down for a reason that does not exist ({code})",
+            )
             if caller is not None:
                 calls = (*domain.crash.recent_calls, *_call_made(domain.crash))
                 domain.crash = replace(domain.crash, recent_calls=calls)
-        state = SHUTDOWN_STATES[code] if code < len(SHUTDOWN_STATES) else DomainState.CRASH
-        if state is DomainState.CRASH and domain.crash is None:
-            domain.crash = self._snapshot(
-                domain.vcpus[0], f"it shut down for a reason that does not exist ({code})"
-            )
         self._end(domain, state)
 
     def crash(self, vcpu: VCpu, reason: str) -> None:

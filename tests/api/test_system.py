@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firmware.abi import sched, xen
+from firmware.abi import xen
 from firmware.domain.domain import DomainState
 from firmware.hypercalls import GuestFault
 from guests.assembler import ENTRY, VIRT_BASE
@@ -18,6 +18,7 @@ from xenpy.errors import BadInputError, ExpectTimeoutError
 from xenpy.system import Reason
 
 Machine = Callable[..., System]
+NO_REASON = 200
 
 
 def test_hello(machine: Machine) -> None:
@@ -149,8 +150,10 @@ def test_a_crash_of_its_own(machine: Machine) -> None:
     assert guest.crash.recent_calls[-1].result is None
     domain = system.hypervisor.lifecycle.domains[1]
     domain.state, domain.crash = DomainState.RUNNING, None
-    system.hypervisor.lifecycle.shutdown(domain, sched.SHUTDOWN_crash, domain.vcpus[1])
+    domain.shutdown_code = None
+    system.hypervisor.lifecycle.shutdown(domain, NO_REASON, domain.vcpus[1])
     assert guest.crash.vcpu == 1
+    assert guest.crash.reason.endswith(f"does not exist ({NO_REASON})")
 
 
 def test_memory_and_frames(machine: Machine) -> None:

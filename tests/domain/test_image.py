@@ -320,15 +320,18 @@ class TestFiles:
 class TestSymbols:
     def kernel(self, width: int) -> KernelImage:
         base = BASE if width == 64 else BASE_32
-        names = b"\0start\0other\0undefined\0"
-        rows = ((0, 0, 0), (base + 0x1000, 1, 1), (base + 0x1100, 7, 1), (base + 0x1200, 13, 0))
+        names = b"\0start\0other\0undefined\0data\0"
+        rows = (
+            (0, 0, 0, 0), (base + 0x1000, 1, 0, 1), (base + 0x1100, 7, 0, 1), (base + 0x1200, 13, 0, 0),
+            (base + 0x1400, 23, 0x11, 1),  # STB_GLOBAL, STT_OBJECT
+        )
         if width == 64:
             table = b"".join(
-                struct.pack("<IBBHQQ", name, 0, 0, index, value, 0) for value, name, index in rows
+                struct.pack("<IBBHQQ", name, info, 0, index, value, 0) for value, name, info, index in rows
             )
         else:
             table = b"".join(
-                struct.pack("<IIIBBH", name, value, 0, 0, 0, index) for value, name, index in rows
+                struct.pack("<IIIBBH", name, value, 0, info, 0, index) for value, name, info, index in rows
             )
         sections = (Section(".symtab", 2, table, link=2), Section(".strtab", 3, names))
         return parse((GOOD if width == 64 else GOOD_32).having(sections=sections).image())
@@ -340,6 +343,7 @@ class TestSymbols:
         assert kernel.symbol(base + 0x1000) == "start+0x0"
         assert kernel.symbol(base + 0x101F) == "start+0x1f"
         assert kernel.symbol(base + 0x1300) == "other+0x200"
+        assert kernel.symbol(base + 0x1401) is None
 
     def test_addresses_outside_have_none(self) -> None:
         kernel = self.kernel(64)
