@@ -310,7 +310,9 @@ class Hypervisor:
             domain.on_end(domain)
 
     def destroy_domain(self, domain: Domain) -> None:
-        """Take an ended domain away: every frame it had is free again."""
+        """Take an ended domain away: every frame it had is free again. ValueError when it still runs."""
+        if not domain.state.ended:
+            raise ValueError(f"domain {domain.name!r} has not ended")
         for vcpu in domain.vcpus:
             self.scheduler.remove(vcpu)
         self._connections.pop(domain.id, None)

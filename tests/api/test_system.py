@@ -150,6 +150,8 @@ def test_a_crash_of_its_own(machine: Machine) -> None:
     assert guest.crash.recent_calls[-1].result is None
     domain = system.hypervisor.lifecycle.domains[1]
     domain.state, domain.crash = DomainState.RUNNING, None
+    with pytest.raises(ValueError, match="'the image' has not ended"):
+        system.hypervisor.destroy_domain(domain)
     domain.shutdown_code = None
     system.hypervisor.lifecycle.shutdown(domain, NO_REASON, domain.vcpus[1])
     assert guest.crash.vcpu == 1
