@@ -57,6 +57,8 @@ LEGACY_VCPUS: Final = 32
 MOST_VCPUS: Final = 128
 FRAME_SHIFT: Final = 12
 SECOND: Final = 1_000_000_000
+ONE_INSTRUCTION_NS: Final = 1
+"""A slice for the single step of a store that the hypervisor carries out."""
 
 
 class DomainError(Exception):
@@ -151,15 +153,14 @@ class Hypervisor:
         """Choose who runs on this core; deliver what came for it; the longest slice in ns, or None."""
         current = core.current
         if isinstance(current, VCpu) and current.storing:
-            return 1
-        slice_ns = self.scheduler.dispatch(core)
-        if slice_ns is None:
-            return None
-        vcpu = core.current
-        if isinstance(vcpu, VCpu):
+            return ONE_INSTRUCTION_NS
+        while (slice_ns := self.scheduler.dispatch(core)) is not None:
+            vcpu = core.current
+            if not isinstance(vcpu, VCpu):
+                break
             self.traps.dispatched(vcpu, core)
-            if vcpu.pause_flags:
-                return self.dispatch(core)
+            if not vcpu.pause_flags:
+                break
         return slice_ns
 
     def cpuid(self, core: Core) -> None:

@@ -141,8 +141,8 @@ class Scheduler:
         vcpu.core = core
         vcpu.loaded = True
         vcpu.close_ports()
+        # Loading the state has flushed both banks, and nothing ran since.
         core.switch_bank(vcpu.root << 12, KERNEL_BANK if vcpu.in_kernel else USER_BANK)
-        core.flush()
         self._shootdown.leave(core)
         self._shootdown.enter(core, vcpu.domain.memory)
         self.resume(vcpu, core)
