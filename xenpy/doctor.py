@@ -21,7 +21,7 @@ MEMORY_MIB: Final = 512
 """What a small Linux guest and xenpy itself want together."""
 SMALLEST: Final = 4 << 20
 """Bytes of the machine built for the self-test."""
-LIBRARIES: Final = ("unicorn", "keystone-engine", "capstone", "numpy", "pyelftools", "click", "zstandard",
+LIBRARIES: Final = ("unicorn", "keystone-engine", "capstone", "numpy", "click", "zstandard",
                     "lz4")
 TOOLS: Final = (
     ("apt-get", "fetches GRUB, a Debian kernel and busybox for the guest tests"),
