@@ -19,7 +19,7 @@ PYTHON = sorted(path for package in PACKAGES for path in (ROOT / package).rglob(
 
 # Built from pieces, or this file would find itself.
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
-HOME = re.compile(r"(?<![\w.$/}])/(?:root|home/\w+|Users/\w+|work|tmp/(?:venv|\w-))(?:/|\b)")
+HOME = re.compile(r"(?<![\w.$/}])/(?:root|home/\w+|Users/\w+|tmp/\w+)/")
 MACHINE_PATH_ALLOWED = {Path("tests/tools/test_guests_cache.py")}
 """It gives $HOME a made-up value."""
 
@@ -63,7 +63,7 @@ def test_no_path_of_somebodys_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("line", ["see /root/x", "'/home/me/y'", "cd /work/main", "/tmp/venv/bin/python"])
+@pytest.mark.parametrize("line", ["see /root/x", "'/home/me/y'", "/tmp/mine/bin/python"])
 def test_what_such_a_path_is(line: str) -> None:
     assert HOME.search(line)
 
