@@ -22,7 +22,6 @@ ALIGNMENT: Final = 4 << 20
 PADDING: Final = 512 << 10
 """At least so many bytes are mapped after the last bootstrap element."""
 CANONICAL: Final = 1 << 47
-CANONICAL_HIGH: Final = (1 << 64) - CANONICAL
 
 
 @dataclass(frozen=True)

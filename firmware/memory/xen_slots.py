@@ -25,8 +25,6 @@ COMPAT_START: Final = 0xF580_0000
 """
 COMPAT_FIRST_XEN_SLOT: Final = (COMPAT_START >> 21) & 511
 """The first entry of a PAE_XEN_L2 table that is Xen's."""
-VMASST_M2P_STRICT: Final = 1 << 32
-"""VMASST_TYPE_m2p_strict (xen.h) as a bit of `vm_assist`."""
 
 
 class XenSlots:

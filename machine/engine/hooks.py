@@ -38,18 +38,6 @@ class Handler(Protocol):
     def cpuid(self, core: Any) -> None: ...
 
 
-class Trapped(Protocol):
-    """The running core, as the callbacks see it."""
-
-    q: memoryview
-    d: memoryview
-    handler: Any
-
-    def stop(self) -> None: ...
-
-    def budget_after_exception(self) -> int: ...
-
-
 class Hooks:
     """All hooks of one engine. `profile(on)` exchanges the Python callbacks for ones that keep their time."""
 
