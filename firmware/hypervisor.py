@@ -26,9 +26,8 @@ from firmware.memory.guest import GuestSpace
 from firmware.memory.owner import MemoryOwner
 from firmware.multicall import Multicall
 from firmware.platform import Platform
-from firmware.sched import roundrobin  # noqa: F401  registers its policy
+from firmware.sched import policies  # noqa: F401  registers them
 from firmware.sched.ops import SchedOps
-from firmware.sched.policy import POLICIES
 from firmware.sched.scheduler import Scheduler
 from firmware.store.boot import Boot, domain_uuid, populate
 from firmware.store.connection import Connection
@@ -95,7 +94,7 @@ class Hypervisor:
         self._connections: dict[int, Connection] = {}
         self.lifecycle = Lifecycle(log)
         self.memory = MemoryFloor(machine.memory, machine.cores, FIRST_FREE_FRAME, self.lifecycle)
-        self.scheduler = Scheduler(machine, POLICIES[policy](len(machine.cores)), self.memory.shootdown)
+        self.scheduler = Scheduler(machine, self.memory.shootdown, policy)
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
         self._next_domain = 1

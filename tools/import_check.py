@@ -26,12 +26,12 @@ STOREYS: Final[dict[str, frozenset[str]]] = {
 
 FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"abi"}),
-    frozenset({"hypercalls"}),
+    frozenset({"hypercalls", "trace"}),
     frozenset({"memory"}),
     frozenset({"domain"}),
     frozenset({"sched", "traps", "events", "multicall", "platform", "version"}),
     frozenset({"timers", "console", "store"}),
-    frozenset({"vcpus"}),
+    frozenset({"vcpus", "disk"}),
     frozenset({"hypervisor"}),
     frozenset({"control"}),
 )

@@ -42,6 +42,9 @@ BLOCKED: Final = 2
 OFFLINE: Final = 3
 """Run states, numbered as RUNSTATE_* in vcpu.h."""
 
+ANY_CPU: Final = -1
+"""The affinity of a vCPU that may run anywhere."""
+
 NO_POLL: Final[tuple[int, ...]] = ()
 
 DEFAULT_PERIOD: Final = 10_000_000
@@ -76,6 +79,11 @@ class VCpu:
         "pv32",
         "core",
         "home",
+        "pool",
+        "scheduled",
+        "hard_affinity",
+        "soft_affinity",
+        "migrations",
         "saved",
         "loaded",
         "initialised",
@@ -142,7 +150,16 @@ class VCpu:
         self.core: Core
         """The logical CPU it runs on, or ran on last."""
         self.home = 0
-        """Index of the logical CPU the scheduler placed it on."""
+        """Index of the logical CPU the scheduler placed it on, or ran it on last."""
+        self.pool = 0
+        """Number of its CPU pool."""
+        self.scheduled = False
+        """A logical CPU is its own at the moment: it runs, or would if nothing had paused it since."""
+        self.hard_affinity = ANY_CPU
+        self.soft_affinity = ANY_CPU
+        """Logical CPUs it may run on, and those it had better run on: bit masks."""
+        self.migrations = 0
+        """How often it has gone on on another logical CPU than before."""
         self.saved: bytes = b""
         self.loaded = False
         self.initialised = False

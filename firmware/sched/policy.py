@@ -1,48 +1,205 @@
 """What a scheduling policy is: it decides who runs where and for how long, and nothing else.
 
-The mechanism (`scheduler.py`) blocks, wakes, switches and accounts. A policy sees vCPUs only through these
-calls and keeps whatever it likes about them in its own tables. Times are virtual ns.
+The mechanism (`scheduler.py`) blocks, wakes, switches, accounts and traces; a pool (`pool.py`) is the set of
+logical CPUs that one policy has. A policy keeps what it knows of a vCPU in tables of its own. Times are
+virtual ns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from firmware.domain.vcpu import VCpu
+from firmware.sched.parameters import Parameter, ParameterError, Value, checked, defaults
+
+if TYPE_CHECKING:
+    from firmware.domain.domain import Domain
+    from firmware.sched.placement import Placement
+    from machine.clock import Event
+
+MICROSECOND: Final = 1_000
+MILLISECOND: Final = 1_000_000
 
 
-class Policy(Protocol):
-    """One scheduling policy for the logical CPUs 0 to cores - 1."""
+class Pool(Protocol):
+    """What a policy sees of the machine: the logical CPUs it has, and who runs on them."""
 
-    name: str
+    cores: list[int]
+    """Indices of the pool's logical CPUs, ascending. Changes only between `gain` and `lose` of the policy."""
+    mask: int
+    """The same as a bit mask."""
+    placement: Placement
+    """Where the machine's logical CPUs lie: siblings, sockets, and the order in which to look for work."""
+    @property
+    def idle(self) -> int:
+        """The pool's logical CPUs on which nobody runs, as a bit mask."""
 
-    def add(self, vcpu: VCpu) -> int:
-        """A new vCPU, not runnable yet; the index of the logical CPU it is placed on."""
+    vcpus: list[VCpu]
+    """Every vCPU of the pool, runnable or not, in the order in which they came."""
 
-    def remove(self, vcpu: VCpu) -> None:
-        """The vCPU is gone for good."""
+    def now(self) -> int:
+        """System time where we are."""
 
-    def wake(self, vcpu: VCpu, now: int) -> int:
-        """The vCPU became runnable; the index of the logical CPU that should look at its queue."""
+    def running(self, core: int) -> VCpu | None:
+        """Who has that logical CPU; None while it idles."""
 
+    def poke(self, core: int, when: int) -> None:
+        """That logical CPU is to decide again at `when` (now, or later); an idle one wakes for it."""
+
+    def at(self, when: int, callback: Callable[[Any], None], argument: Any = None) -> Event:
+        """A timer of the policy. One that repeats must end when nothing is runnable: it keeps time going."""
+
+
+class Policy(ABC):
+    """One scheduling policy on one pool.
+
+    Who runs is not queued: `pick` takes a vCPU off the policy's queues, and hands the one that ran back as
+    `current`. `settings` are the policy's own parameters, `share_of` those of a domain or vCPU.
+    """
+
+    name: ClassVar[str]
+    SETTINGS: ClassVar[Sequence[Parameter]] = ()
+    """Parameters of the policy as a whole."""
+    SHARES: ClassVar[Sequence[Parameter]] = ()
+    """Parameters of a domain; with `PER_VCPU`, of each vCPU."""
+    PER_VCPU: ClassVar[bool] = False
+    """Whether single vCPUs can have shares that differ from their domain's (as `xl sched-rtds -v`)."""
+
+    def __init__(self, pool: Pool, settings: Mapping[str, Value] | None = None) -> None:
+        self.pool = pool
+        self.settings: dict[str, Value] = defaults(self.SETTINGS)
+        self.settings.update(checked(self.name, self.SETTINGS, settings or {}))
+        self._shares: dict[tuple[int, int | None], dict[str, Value]] = {}
+
+    # -- parameters
+
+    def tune(self, values: Mapping[str, Value], now: int) -> None:
+        """Change parameters of the policy while it runs. ParameterError says what is wrong, and nothing has
+        changed then.
+        """
+        new = {**self.settings, **checked(self.name, self.SETTINGS, values)}
+        self.admit_settings(new)
+        self.settings = new
+        self.tuned(now)
+
+    def share_of(self, vcpu: VCpu) -> dict[str, Value]:
+        """The parameters that hold for a vCPU: its own, its domain's, or the defaults."""
+        shares = self._shares
+        domain = vcpu.domain.id
+        return (shares.get((domain, vcpu.id)) if self.PER_VCPU else None) or self.domain_share(domain)
+
+    def domain_share(self, domain: int) -> dict[str, Value]:
+        """The parameters of a domain by its id."""
+        found = self._shares.get((domain, None))
+        if found is None:
+            found = self._shares[domain, None] = defaults(self.SHARES)
+        return found
+
+    def set_share(self, domain: Domain, values: Mapping[str, Value], now: int,
+                  vcpu: VCpu | None = None) -> None:
+        """Change parameters of a domain, or of one vCPU, while it runs. ParameterError as in `tune`."""
+        if vcpu is not None and not self.PER_VCPU:
+            raise ParameterError(f"scheduler {self.name!r} has no parameters of single vCPUs: name a domain")
+        old = self.domain_share(domain.id) if vcpu is None else self.share_of(vcpu)
+        new = {**old, **checked(self.name, self.SHARES, values)}
+        whom = domain.vcpus if vcpu is None else [vcpu]
+        self.admit_share(whom, new)
+        if vcpu is None:
+            for each in domain.vcpus:
+                self._shares.pop((domain.id, each.id), None)
+        self._shares[domain.id, None if vcpu is None else vcpu.id] = new
+        self.share_changed(whom, now)
+
+    def forget_domain(self, domain: int) -> None:
+        """The domain is gone from the pool: so are its parameters."""
+        for key in [key for key in self._shares if key[0] == domain]:
+            del self._shares[key]
+
+    def admit_settings(self, values: Mapping[str, Value]) -> None:
+        """Raise ParameterError when these settings, each in its range, do not go together."""
+
+    def admit_share(self, vcpus: Sequence[VCpu], values: Mapping[str, Value]) -> None:
+        """Raise ParameterError when these vCPUs cannot have this share (a reservation beyond the pool's
+        capacity).
+        """
+
+    def tuned(self, now: int) -> None:
+        """`settings` have changed."""
+
+    def share_changed(self, vcpus: Sequence[VCpu], now: int) -> None:
+        """The shares of these vCPUs have changed; those not inserted yet may be among them."""
+
+    # -- vCPUs and logical CPUs that come and go
+
+    @abstractmethod
+    def insert(self, vcpu: VCpu, now: int) -> int:
+        """A new vCPU, not runnable yet; the index of the logical CPU it is placed on.
+        ParameterError when there is no room for it (a reservation beyond capacity).
+        """
+
+    @abstractmethod
+    def remove(self, vcpu: VCpu, now: int) -> None:
+        """The vCPU leaves the pool; it neither runs nor is queued (`sleep` came before)."""
+
+    def gain(self, core: int, now: int) -> None:
+        """The pool has got this logical CPU (it is in `pool.cores`); idle so far."""
+
+    def lose(self, core: int, now: int) -> None:
+        """The pool has lost it (it is no longer in `pool.cores`). Nobody runs there; whoever is queued there
+        must be queued elsewhere.
+        """
+
+    def close(self) -> None:
+        """Another policy takes over: cancel every timer."""
+
+    # -- running
+
+    @abstractmethod
+    def wake(self, vcpu: VCpu, now: int) -> None:
+        """The vCPU became runnable: queue it, and poke the logical CPU that should look."""
+
+    @abstractmethod
     def sleep(self, vcpu: VCpu, now: int) -> None:
-        """The vCPU is not runnable any more."""
+        """A queued or running vCPU is not runnable any more: it is out of every queue from here on."""
 
+    @abstractmethod
     def give_way(self, vcpu: VCpu, now: int) -> bool:
-        """The running vCPU yields; whether anyone takes its place."""
+        """The running vCPU yields: the next `pick` there prefers others. False: nobody could take its place,
+        and nothing need happen.
+        """
 
-    def pick(self, core: int, now: int) -> tuple[VCpu, int] | None:
-        """Who runs on that logical CPU next and for how many ns at most; None leaves it idle."""
+    @abstractmethod
+    def pick(self, core: int, now: int, current: VCpu | None) -> tuple[VCpu, int] | None:
+        """Who runs on that logical CPU next and for how many ns (at least 1); None leaves it idle.
+
+        `current`: who ran there and still could; it is not queued, and unless it is the answer (or has found
+        another place) the policy queues it. What it ran has been told by `ran`.
+        """
+
+    def ran(self, vcpu: VCpu, ns: int, now: int) -> None:
+        """The vCPU has run that long since the last time this was told."""
+
+    def affinity_changed(self, vcpu: VCpu, now: int) -> None:
+        """`vcpu.hard_affinity` or `vcpu.soft_affinity` is new. A queued vCPU must go where it may run; where
+        a running one may not stay, the mechanism pokes its logical CPU, and `pick` must place it.
+        """
 
 
-POLICIES: dict[str, Callable[[int], Policy]] = {}
-"""The registry: a policy by its name, made for a number of logical CPUs."""
+POLICIES: dict[str, type[Policy]] = {}
+"""The registry: a policy's class by its name."""
 
 
-def policy(name: str) -> Callable[[Callable[[int], Policy]], Callable[[int], Policy]]:
-    """Register a policy class under a name."""
-    def enter(make: Callable[[int], Policy]) -> Callable[[int], Policy]:
-        POLICIES[name] = make
-        return make
-    return enter
+def policy(made: type[Policy]) -> type[Policy]:
+    """Register a policy class under its name."""
+    POLICIES[made.name] = made
+    return made
+
+
+def policy_by_name(name: str) -> type[Policy]:
+    """The class of that name. ParameterError names those there are."""
+    found = POLICIES.get(name)
+    if found is None:
+        raise ParameterError(f"there is no scheduler {name!r}: there are {', '.join(sorted(POLICIES))}")
+    return found

@@ -16,9 +16,9 @@ from firmware.domain.vcpu import (
     RUNNING,
     VCpu,
 )
-from firmware.sched.roundrobin import SLICE_NS
 from tests.firmware.world import World, core_of
 
+SLICE_NS = 10_000_000
 FLAGS = (PAUSE_BLOCKED, PAUSE_DOWN, PAUSE_CONTROL)
 
 
@@ -116,9 +116,9 @@ class TestRunStates:
     def test_a_vcpu_on_a_core_behind_its_last_does_not_go_back_in_time(self) -> None:
         world = World(cores=2)
         vcpu = up(world, 1)[0]
-        vcpu.last_time = 500
-        world.cores[1].time = 100
-        world.scheduler.unload(vcpu.core)
+        world.scheduler.hold(vcpu, PAUSE_BLOCKED)
+        assert world.run(world.cores[0]) is None
+        world.scheduler.unblock(vcpu)
         vcpu.last_time = 500
         world.run(world.cores[0])
         assert world.cores[0].charged == 500

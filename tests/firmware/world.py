@@ -13,14 +13,16 @@ from firmware.memory.guest import GuestSpace
 from firmware.memory.owner import MemoryOwner
 from firmware.memory.pte import ACCESSED, DIRTY, PRESENT, RW, USER
 from firmware.memory.shootdown import Shootdown
+from firmware.sched import policies  # noqa: F401  registers them
 from firmware.sched.ops import SchedOps
-from firmware.sched.roundrobin import RoundRobin
-from firmware.sched.scheduler import Scheduler
+from firmware.sched.placement import Placement
+from firmware.sched.scheduler import Scheduler, SwitchCosts
 from firmware.timers import Timers
 from machine import registers as reg
 from machine.clock import Clock
 from machine.machine import Machine
 from machine.memory import MachineMemory
+from machine.topology import Topology
 
 BASE = 0x40_0000
 """Where a domain's pages begin in its address space; RO_PAGE of them is read-only, HOLE is not there."""
@@ -167,7 +169,10 @@ class World:
         self.log: list[str] = []
         self.calls = HypercallTable(self.log.append)
         machine = cast(Machine, self.plain)
-        self.scheduler = Scheduler(machine, RoundRobin(cores), Shootdown(cast(Any, self.cores)))
+        self.scheduler = Scheduler(
+            machine, Shootdown(cast(Any, self.cores)), placement=Placement(Topology(cores=cores)),
+            costs=SwitchCosts(0, (0, 0, 0, 0)),
+        )
         self.timers = Timers(self.clock, self.scheduler)
         self.scheduler.resume = lambda vcpu, core: None
         self.scheduler.ticking = self.timers.run_periodic
