@@ -9,10 +9,13 @@ from typing import Protocol
 
 from . import registers as reg
 from .engine import (
+    EXCEPTION_NS,
     MAX_CHUNK,
     MMU_KERNEL,
     MMU_PARKED,
     MMU_USER,
+    RATE_SHIFT,
+    TSC_NS,
     UNIT_NS,
     CellWord,
     CpuState,
@@ -28,9 +31,10 @@ _MINUS_ONE = 0xFFFF_FFFF
 _FOUR_WORDS = Struct("<4Q")
 _FPU_WINDOW = 0x1000  # a virtual address whose translation may be replaced for a moment
 _EMPTY = 0
-FETCH_FAULT_NS = 100  # an exception before any block ran
+FULL_SPEED = UNIT_NS << RATE_SHIFT
+"""The rate of a core that has its execution units to itself; see `Core.pace`."""
 
-_BASE, _CHUNK, _CHARGED, _TSC_READS = CellWord.BASE, CellWord.CHUNK, CellWord.CHARGED, CellWord.TSC_READS
+_BASE, _CHUNK, _TSC_READS = CellWord.BASE, CellWord.CHUNK, CellWord.TSC_READS
 _CPL3_DPL = 3 << reg.DESC_DPL_SHIFT
 _FLAT_DATA = reg.DESC_G | reg.DESC_B | reg.DESC_P | reg.DESC_S | _CPL3_DPL | 0x300  # read, write, accessed
 _LONG_CODE = reg.DESC_G | reg.DESC_L | reg.DESC_P | reg.DESC_S | _CPL3_DPL | 0xB00  # execute, read, accessed
@@ -73,7 +77,8 @@ class Core:
     """`q`, `d`: the register file (indices in machine.registers).
 
     `current`: the firmware's own, never looked at here. `idle`: dispatch had nothing to run; `Machine.wake`
-    ends it. Counters: `flushes`, `page_flushes`, `bank_switches`.
+    ends it. `busy`: dispatch had something, or `Machine.wake` came since. `idle_ns`: time that passed while
+    it was idle. Counters: `flushes`, `page_flushes`, `bank_switches`.
     """
 
     __slots__ = (
@@ -87,20 +92,22 @@ class Core:
         "_flush_modes",
         "_flush_page",
         "_icount",
-        "_left_at_exception",
         "_low",
         "_parked_empty",
+        "_rate",
         "_read_eflags",
         "_set_page",
         "_stopped",
         "_switch_bank",
         "_units",
         "bank_switches",
+        "busy",
         "current",
         "d",
         "flushes",
         "handler",
         "idle",
+        "idle_ns",
         "index",
         "page_flushes",
         "q",
@@ -111,14 +118,15 @@ class Core:
         self.q, self.d = cpu.q, cpu.d
         self.handler = handler
         self.current: object = None
-        self.idle = False
+        self.idle = self.busy = False
+        self.idle_ns = 0
         self.flushes = self.page_flushes = self.bank_switches = 0
         self._engine, self._cpu, self._address = engine, cpu, cpu.address
         self._cell, self._low, self._icount = cpu.cell, cpu.low, cpu.icount
         self._units = 0
         self._deadline = 0
         self._stopped = False
-        self._left_at_exception = -1
+        self._rate = 0
         self._bank = 0
         self._parked_empty = False
         dll = engine.library.dll
@@ -128,6 +136,7 @@ class Core:
         self._set_page: Callable[..., None] = dll.tlb_set_page_x86_64
         self._read_eflags = dll.helper_read_eflags_x86_64
         self._switch_bank: Callable[..., None] = engine.switch_bank
+        self.pace(FULL_SPEED)
         for segment in (reg.SS, reg.DS, reg.ES):
             self.set_segment(segment, 0, 0, _MINUS_ONE, _FLAT_DATA)
         self.set_mode(long=True, cpl=3)
@@ -139,23 +148,61 @@ class Core:
     def now(self) -> int:
         """Virtual time of this core in ns, inside traps too."""
         cell = self._cell
-        return int(cell[_BASE] + (cell[_CHUNK] - self._low[0]) * UNIT_NS)
+        time: int = cell[_BASE] + ((cell[_CHUNK] - self._low[0]) * self._rate >> RATE_SHIFT)
+        return time
 
     def charge(self, ns: int) -> None:
-        """Add the cost of modelled work; it shortens the running slice."""
+        """Add the cost of modelled work; it shortens the running slice.
+
+        What leaves the budget is rounded up: a slice never ends late because of it, and `run` goes on when
+        it would end early.
+        """
+        cell, low = self._cell, self._low
+        cell[_BASE] += ns
+        left = low[0]
+        if left:
+            units = -(-(ns << RATE_SHIFT) // self._rate)
+            if units > left:
+                units = left
+            low[0] = left - units
+            cell[_CHUNK] -= units
+
+    def pace(self, rate: int) -> None:
+        """From now on a block takes `rate` / 2 ** RATE_SHIFT ns; in the middle of a slice too."""
+        if rate == self._rate:
+            return
         cell, low = self._cell, self._low
         left = low[0]
-        units = ns // UNIT_NS
-        if units > left:
-            units = left
-        low[0] = left - units
-        cell[_CHARGED] += units
-        cell[_BASE] += ns - units * UNIT_NS
+        used = cell[_CHUNK] - left
+        cell[_BASE] += used * self._rate >> RATE_SHIFT
+        self._units += used
+        self._rate = cell[CellWord.RATE] = rate
+        cell[CellWord.TSC_UNITS] = self._blocks_in(TSC_NS)
+        cell[CellWord.EXCEPTION_UNITS] = self._blocks_in(EXCEPTION_NS)
+        if left:
+            left = low[0] = max(0, min(left, self._blocks_in(self._deadline - cell[_BASE])))
+        cell[_CHUNK] = left
+
+    def _blocks_in(self, ns: int) -> int:
+        """Blocks after which at least so much time has passed."""
+        return -(-(ns << RATE_SHIFT) // self._rate)
+
+    @property
+    def rate(self) -> int:
+        """What `pace` was last told."""
+        return self._rate
+
+    @property
+    def busy_ns(self) -> int:
+        """Virtual time this core was not idle, inside traps too."""
+        return self.now() - self.idle_ns
 
     def advance(self, to_ns: int) -> None:
         """An idle core's time passes; only between slices."""
-        if to_ns > self._cell[_BASE]:
+        passed = to_ns - self._cell[_BASE]
+        if passed > 0:
             self._cell[_BASE] = to_ns
+            self.idle_ns += passed
 
     def limit(self, deadline_ns: int) -> None:
         """Shorten the running slice so that it ends by this time, at the next block when that has passed."""
@@ -163,7 +210,7 @@ class Core:
             self._deadline = deadline_ns
             cell, low = self._cell, self._low
             left = low[0]
-            units = (deadline_ns - cell[_BASE] + UNIT_NS - 1) // UNIT_NS - (cell[_CHUNK] - left)
+            units = self._blocks_in(deadline_ns - cell[_BASE]) - (cell[_CHUNK] - left)
             if units < left:
                 cut = left - units if units > 0 else left
                 low[0] = left - cut
@@ -177,17 +224,10 @@ class Core:
         cell[_CHUNK] -= low[0]
         low[0] = 0
 
-    def budget_after_exception(self) -> int:
-        """Units left. Takes some when no block ran since the last exception.
-
-        So a guest whose handler cannot even be fetched uses up its slice like any other.
-        """
-        left = self._low[0]
-        if left == self._left_at_exception:
-            self.charge(FETCH_FAULT_NS)
-            left = self._low[0]
-        self._left_at_exception = left
-        return int(left)
+    @property
+    def spent(self) -> bool:
+        """The running chunk's budget is used up: no further block will run in it."""
+        return not self._low[0]
 
     @property
     def deadline(self) -> int:
@@ -197,7 +237,7 @@ class Core:
     @property
     def blocks(self) -> int:
         """Blocks executed so far."""
-        return int(self._units + self._cell[_CHUNK] - self._low[0] - self._cell[_CHARGED])
+        return int(self._units + self._cell[_CHUNK] - self._low[0])
 
     @property
     def tsc_reads(self) -> int:
@@ -210,10 +250,9 @@ class Core:
         engine.select(self._cpu)
         engine.running = self
         self._stopped = False
-        self._left_at_exception = -1
         self._deadline = deadline_ns
         while True:
-            units = (self._deadline - cell[_BASE] + UNIT_NS - 1) // UNIT_NS
+            units = self._blocks_in(self._deadline - cell[_BASE])
             if units <= 0:
                 break
             cell[_CHUNK] = icount[0] = units if units < MAX_CHUNK else MAX_CHUNK
@@ -224,7 +263,7 @@ class Core:
             finally:
                 used = cell[_CHUNK] - low[0]
                 self._units += used
-                cell[_BASE] += used * UNIT_NS
+                cell[_BASE] += used * self._rate >> RATE_SHIFT
                 cell[_CHUNK] = icount[0] = _EMPTY
             if engine.failure is not None:
                 return StopReason.FAILED

@@ -13,15 +13,18 @@ from time import monotonic, perf_counter_ns
 from types import FrameType
 
 from .clock import Clock
-from .core import Core, TrapHandler
+from .core import FULL_SPEED, Core, TrapHandler
 from .engine import Engine, EngineOptions, SharedWord
 from .memory import MachineMemory
 from .topology import Topology
+from .turns import Turns
 
 DEFAULT_QUANTUM_NS = 200_000  # how far one core may run ahead of another
 MAX_SLICE_NS = 10_000_000  # between two looks at `until`, the wall clock and SIGINT
 SLICES_A_COLLECTION = 4096  # the collector runs between slices only: inside traps it costs 4 % of a boot
 SIXTEEN_MIB = 16 << 20
+SLOWEST = 0.001  # the least SMT factor
+SMT_FACTOR = 0.6  # two busy threads of a core do 1.2 times the work of one
 
 
 class RunEnd(Enum):
@@ -36,7 +39,11 @@ class RunEnd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """`memory` in bytes; `epoch`: wall-clock ns at virtual 0; `hash_blocks`: hash every block that runs."""
+    """`memory` in bytes; `epoch`: wall-clock ns at virtual 0; `hash_blocks`: hash every block that runs.
+
+    `smt_factor`: the speed of a logical CPU, in parts of its full one, while another thread of its core is
+    busy; more than 0, and 1 when threads do not disturb each other. ValueError otherwise.
+    """
 
     topology: Topology = field(default_factory=Topology)
     memory: int = SIXTEEN_MIB
@@ -44,7 +51,12 @@ class MachineConfig:
     epoch: int = 0
     hash_blocks: bool = False
     quantum_ns: int = DEFAULT_QUANTUM_NS
+    smt_factor: float = SMT_FACTOR
     engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def __post_init__(self) -> None:
+        if not SLOWEST <= self.smt_factor <= 1:
+            raise ValueError(f"an SMT factor of {self.smt_factor} is not from {SLOWEST} to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,8 @@ class Counters:
     run_ns: int
     slice_ns: int
     callback_ns: int
+    dispatch_ns: int
+    event_ns: int
 
 
 class Unhandled:
@@ -110,12 +124,22 @@ class Machine:
         self.memory.connect(self._engine.invalidate, every_write=not self._engine.lean)
         nobody: TrapHandler = Unhandled()
         self.cores = tuple(Core(self._engine, cpu, i, nobody) for i, cpu in enumerate(self._engine.cpus))
+        self._turns = Turns(self.cores)
+        self._shared_rate = round(FULL_SPEED / config.smt_factor)
+        self._siblings: tuple[tuple[Core, ...], ...] = ()
+        if config.topology.threads > 1 and self._shared_rate != FULL_SPEED:
+            topology = config.topology
+            self._siblings = tuple(
+                tuple(self.cores[other] for other in topology.siblings(cpu)) for cpu in range(topology.cpus)
+            )
+        self._quantum = config.quantum_ns
         self._running: Core | None = None
         self._last: Core | None = None
         self._halted = False
         self._interrupted = False
         self._profile = False
-        self._slices = self._switches = self._run_ns = self._slice_ns = 0
+        self._slices = self._switches = 0
+        self._run_ns = self._slice_ns = self._dispatch_ns = self._event_ns = 0
         self._closed = False
         self.clock.earlier = self._earlier
 
@@ -165,7 +189,8 @@ class Machine:
                 self._run_ns += perf_counter_ns() - begin
 
     def _loop(self, until: Callable[[], bool] | None, deadline: int | None, wall: float | None) -> RunEnd:
-        clock, engine = self.clock, self._engine
+        clock, engine, turns = self.clock, self._engine, self._turns
+        turns.restart()
         while True:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -175,7 +200,7 @@ class Machine:
                 return RunEnd.CONDITION
             if wall is not None and monotonic() >= wall:
                 return RunEnd.WALL
-            core = self._furthest_behind()
+            core = turns.first()
             due = clock.next()
             if core is None:
                 if due is None:
@@ -187,14 +212,33 @@ class Machine:
                 clock.advance(deadline)
                 return RunEnd.DEADLINE
             engine.time(now)
-            clock.advance(now)
             if core is None or (due is not None and due <= now):
+                self._fire(now)
                 continue  # what fired may have woken a core that is further behind
-            granted = core.handler.dispatch(core)
+            clock.advance(now)
+            turns.take()
+            granted = self._dispatch(core)
             if granted is None:
                 core.idle = True
-            elif not self._ending():
+                core.busy = False
+                continue
+            if not self._ending():
                 self._slice(core, self._slice_end(core, granted, deadline))
+            turns.add(core)
+
+    def _fire(self, now: int) -> None:
+        begin = perf_counter_ns() if self._profile else 0
+        self.clock.advance(now)
+        if begin:
+            self._event_ns += perf_counter_ns() - begin
+
+    def _dispatch(self, core: Core) -> int | None:
+        if not self._profile:
+            return core.handler.dispatch(core)
+        begin = perf_counter_ns()
+        granted = core.handler.dispatch(core)
+        self._dispatch_ns += perf_counter_ns() - begin
+        return granted
 
     def _ending(self) -> bool:
         return self._halted or self._interrupted
@@ -206,9 +250,9 @@ class Machine:
             end = due
         if deadline is not None and deadline < end:
             end = deadline
-        for other in self.cores:
-            if other is not core and not other.idle:
-                end = min(end, other.now() + self.config.quantum_ns)
+        behind = self._turns.first()
+        if behind is not None:
+            end = min(end, behind.now() + self._quantum)
         return end
 
     def _slice(self, core: Core, end: int) -> None:
@@ -218,6 +262,9 @@ class Machine:
         self._slices += 1
         if not self._slices % SLICES_A_COLLECTION:
             gc.collect(0)
+        core.busy = True
+        if self._siblings:
+            self._set_pace(core)
         self._running = core
         try:
             if self._profile:
@@ -233,15 +280,13 @@ class Machine:
             self._engine.failure = None
             raise failure
 
-    def _furthest_behind(self) -> Core | None:
-        best: Core | None = None
-        first = 0
-        for core in self.cores:
-            if not core.idle:
-                now = core.now()
-                if best is None or now < first:
-                    best, first = core, now
-        return best
+    def _set_pace(self, core: Core) -> None:
+        """Threads of one core share its units. A change counts from its next slice, but for `wake`."""
+        for other in self._siblings[core.index]:
+            if other.busy:
+                core.pace(self._shared_rate)
+                return
+        core.pace(FULL_SPEED)
 
     def _earlier(self, when: int) -> None:
         if self._running is not None:
@@ -259,10 +304,14 @@ class Machine:
         if not core.idle:
             return
         core.idle = False
+        core.busy = True
         core.advance(at_ns)
+        self._turns.add(core)
         running = self._running
         if running is not None:
-            running.limit(max(core.now(), running.now()) + self.config.quantum_ns)
+            if self._siblings and running in self._siblings[core.index]:
+                running.pace(self._shared_rate)
+            running.limit(core.now() + self._quantum)
 
     def halt(self) -> None:
         """End `run` before the next slice, and the running slice now."""
@@ -313,6 +362,8 @@ class Machine:
             run_ns=self._run_ns,
             slice_ns=self._slice_ns,
             callback_ns=self._engine.callback_ns,
+            dispatch_ns=self._dispatch_ns,
+            event_ns=self._event_ns,
         )
 
     def close(self) -> None:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 MAX_CPUS = 256
+
+
+@cache
+def _beside(cpu: int, threads: int) -> tuple[int, ...]:
+    first = cpu - cpu % threads
+    return tuple(other for other in range(first, first + threads) if other != cpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +33,26 @@ class Topology:
 
     def position(self, cpu: int) -> tuple[int, int, int]:
         """Socket, core in it, thread in it."""
-        if not 0 <= cpu < self.cpus:
-            raise ValueError(f"no CPU {cpu} in {self}")
-        core, thread = divmod(cpu, self.threads)
+        core, thread = divmod(self._known(cpu), self.threads)
         socket, core = divmod(core, self.cores)
         return socket, core, thread
+
+    def siblings(self, cpu: int) -> tuple[int, ...]:
+        """The other threads of its core, in order."""
+        return _beside(self._known(cpu), self.threads)
+
+    def core_of(self, cpu: int) -> int:
+        """Its core, counted through the machine."""
+        return self._known(cpu) // self.threads
+
+    def socket_of(self, cpu: int) -> int:
+        """Its socket."""
+        return self._known(cpu) // (self.threads * self.cores)
+
+    def _known(self, cpu: int) -> int:
+        if not 0 <= cpu < self.cpus:
+            raise ValueError(f"no CPU {cpu} in {self}")
+        return cpu
 
     @classmethod
     def parse(cls, text: str) -> Topology:

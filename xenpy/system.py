@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Final
 
 from firmware.domain.errors import BuildError
 from firmware.hypervisor import DomainConfig, DomainError, Hypervisor
-from machine.engine import UNIT_NS
-from machine.machine import Machine, MachineConfig, RunEnd
+from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
+from firmware.sched.parameters import ParameterError, Value
+from firmware.trace import Trace
+from machine.machine import SMT_FACTOR, Machine, MachineConfig, RunEnd
 from machine.topology import Topology
 from xenpy import images
 from xenpy.errors import BadInputError
@@ -27,6 +29,7 @@ from xenpy.guest import Frame, Guest, frame_of
 from xenpy.stats import Stats
 
 MIB: Final = 1 << 20
+DEFAULT_SCHEDULER: Final = "rrobin"
 SECOND: Final = 1_000_000_000
 EPOCH: Final = 1_672_531_200 * SECOND
 """The wall clock at virtual time 0 when nothing else is asked for: 2023-01-01 00:00 UTC."""
@@ -62,24 +65,35 @@ class System:
     `topology` is "sockets x cores x threads", or `cpus` gives one socket of that many cores. `memory` is
     the whole machine's in MiB, `seed` that of all randomness, `epoch` the wall clock at virtual time 0 in
     ns since 1970. `hash_blocks` hashes every executed block; `profile` keeps host times, for
-    `stats().python_share`. `log` gets the hypervisor's messages, a line each.
+    `stats().python_share`. `log` gets the hypervisor's messages, a line each. `scheduler` names the policy
+    that shares the CPUs out, `settings` are its parameters (`xenpy schedulers` lists them); `smt_factor` is
+    a thread's speed while its sibling is busy.
     """
 
     def __init__(self, topology: str | Topology | None = None, *, cpus: int = 1, memory: int = MACHINE_MIB,
                  seed: int = 0, epoch: int = EPOCH, hash_blocks: bool = False,
-                 profile: bool = False, log: Callable[[str], None] | None = None) -> None:
+                 profile: bool = False, log: Callable[[str], None] | None = None,
+                 scheduler: str = DEFAULT_SCHEDULER, settings: Mapping[str, Value] | None = None,
+                 smt_factor: float = SMT_FACTOR) -> None:
         if topology is None:
             topology = Topology(cores=cpus)
         elif isinstance(topology, str):
             topology = Topology.parse(topology)
         self.machine = Machine(MachineConfig(
             topology=topology, memory=memory * MIB, seed=seed, epoch=epoch, hash_blocks=hash_blocks,
+            smt_factor=smt_factor,
         ))
         self.machine.profile = profile
         self.messages: list[str] = []
         """What the hypervisor has said about the guests so far."""
         self._log = log
-        self.hypervisor = Hypervisor(self.machine, seed=seed, log=self._message)
+        try:
+            self.hypervisor = Hypervisor(
+                self.machine, seed=seed, log=self._message, policy=scheduler, settings=settings
+            )
+        except ParameterError as error:
+            self.machine.close()
+            raise BadInputError(str(error)) from error
         self.guests: list[Guest] = []
         self._wall = 0.0
 
@@ -101,8 +115,10 @@ class System:
 
     def add_domain(self, image: str | Path | bytes, *, name: str | None = None, memory: int = 64,
                    vcpus: int = 1, cmdline: str | bytes = "",
-                   ramdisk: str | Path | bytes | None = None) -> Guest:
+                   ramdisk: str | Path | bytes | None = None,
+                   scheduling: Scheduling = ANYWHERE) -> Guest:
         """Build a guest from a path, `builtin:NAME` or the image's bytes, with `memory` in MiB.
+        `scheduling` says its share (weight, cap, ...), its CPU pool and where it may run.
 
         Raises BadInputError when the image cannot be read or is none, or the memory does not suffice.
         """
@@ -113,13 +129,23 @@ class System:
         try:
             domain = self.hypervisor.create_domain(DomainConfig(
                 name=name or kernel.name.removeprefix(images.BUILTIN), image=kernel, memory_mib=memory,
-                vcpus=vcpus, cmdline=line, ramdisk=ramdisk,
+                vcpus=vcpus, cmdline=line, ramdisk=ramdisk, scheduling=scheduling,
             ))
         except (BuildError, DomainError) as error:
             raise BadInputError(f"{kernel.path}: {error}") from error
         guest = Guest(domain, self)
         self.guests.append(guest)
         return guest
+
+    @property
+    def scheduling(self) -> SchedulerControl:
+        """Pools, affinity, shares and policies, all changed while the machine runs."""
+        return self.hypervisor.scheduling
+
+    @property
+    def trace(self) -> Trace:
+        """The schedule trace: `trace.start()`, then `xenpy.schedule` writes it out."""
+        return self.hypervisor.trace
 
     def run(self, until: Callable[[], bool] | None = None, within: float | None = None,
             wall: float | None = None) -> Outcome:
@@ -163,8 +189,8 @@ class System:
 
     @property
     def busy_ns(self) -> int:
-        """Virtual time that the cores have spent executing, all together."""
-        return sum(core.blocks for core in self.machine.cores) * UNIT_NS
+        """Virtual time that the cores were not idle, all together."""
+        return sum(core.busy_ns for core in self.machine.cores)
 
     def frame(self, mfn: int) -> Frame:
         """One machine frame as the hypervisor keeps it."""

@@ -3,13 +3,28 @@
 from .cpu import CpuState
 from .engine import Engine, EngineOptions
 from .errors import EngineError, UnsupportedEngine
-from .layout import MAX_CHUNK, MMU_KERNEL, MMU_PARKED, MMU_USER, UNIT_NS, CellWord, Layout, SharedWord
+from .layout import (
+    EXCEPTION_NS,
+    MAX_CHUNK,
+    MMU_KERNEL,
+    MMU_PARKED,
+    MMU_USER,
+    RATE_SHIFT,
+    TSC_NS,
+    UNIT_NS,
+    CellWord,
+    Layout,
+    SharedWord,
+)
 
 __all__ = [
+    "EXCEPTION_NS",
     "MAX_CHUNK",
     "MMU_KERNEL",
     "MMU_PARKED",
     "MMU_USER",
+    "RATE_SHIFT",
+    "TSC_NS",
     "UNIT_NS",
     "CellWord",
     "CpuState",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from machine import registers as reg
 
 from . import library as lib
+from .layout import EXCEPTION_NS
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -96,7 +97,7 @@ class Hooks:
                 core.handler.exception(core, vector, d[reg.ERROR_CODE], d[reg.EXCEPTION_IS_INT] != 0)
             except BaseException as failure:  # noqa: BLE001
                 engine.failed(failure)
-            if not core.budget_after_exception():  # a fetch that faults comes before any block could see that
+            if core.spent:  # a fetch that faults comes before any block could see that
                 emu_stop(uc)
 
         def on_syscall() -> None:
@@ -109,6 +110,7 @@ class Hooks:
         def on_invalid() -> bool:
             core = engine.running
             core.d[reg.OLD_EXCEPTION] = _NO_EXCEPTION
+            core.charge(EXCEPTION_NS)  # what the stub of the other exceptions takes
             try:
                 core.handler.exception(core, reg.VECTOR_UD, 0, False)
             except BaseException as failure:  # noqa: BLE001

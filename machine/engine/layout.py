@@ -59,13 +59,15 @@ class CellWord:
     """Words of a core's cell: what native stubs and Python share about one core."""
 
     BASE = 0  # virtual ns at the beginning of the running chunk
-    CHUNK = 1  # budget the chunk began with, in units of UNIT_NS
-    CHARGED = 2  # units taken from budgets without executing a block
+    CHUNK = 1  # blocks the chunk will have executed when its budget is used up
+    RATE = 2  # ns a block takes, times 2 ** RATE_SHIFT
     TSC_READS = 3
     KEY = 4  # the core's part of the block hash
     SHARED = 5  # address of the shared words
     OPEN_PORTS = 6  # 1: the kernel bank's IN reads ones and OUT goes nowhere, without a trap
-    COUNT = 8
+    TSC_UNITS = 7  # blocks in TSC_NS at this rate, rounded up
+    EXCEPTION_UNITS = 8  # blocks in EXCEPTION_NS
+    COUNT = 9
 
 
 class SharedWord:
@@ -86,6 +88,8 @@ class SharedWord:
     FIRST_CPU = 16
 
 
-UNIT_NS = 10  # virtual time of one executed block
-TSC_UNITS = 10  # what one rdtsc or rdtscp costs, in units
+UNIT_NS = 10  # virtual time of one executed block at full speed
+RATE_SHIFT = 10
+TSC_NS = 100  # what one rdtsc or rdtscp costs
+EXCEPTION_NS = 150  # what entering the hypervisor by an exception or a software interrupt costs
 MAX_CHUNK = 0xFFFF  # the block budget is 16 bits wide

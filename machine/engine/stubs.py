@@ -11,7 +11,7 @@ from typing import Any
 from machine import registers as reg
 
 from .errors import UnsupportedEngine
-from .layout import MMU_MODES, TLB_NOTDIRTY, TSC_UNITS, UNIT_NS, CellWord, Layout, SharedWord
+from .layout import EXCEPTION_NS, MMU_MODES, RATE_SHIFT, TLB_NOTDIRTY, TSC_NS, CellWord, Layout, SharedWord
 from .library import Library
 
 NAMES = (
@@ -106,8 +106,9 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "RTC_PORTS": FIRMWARE_RTC_PORTS,
         "PCI_MASK": 0xFFF8,
         "PCI_PORTS": FIRMWARE_PCI_PORTS,
-        "UNIT_NS": UNIT_NS,
-        "TSC_UNITS": TSC_UNITS,
+        "RATE_SHIFT": RATE_SHIFT,
+        "TSC_NS": TSC_NS,
+        "EXCEPTION_NS": EXCEPTION_NS,
         "MMU_MODES": MMU_MODES,
         "NOTDIRTY": TLB_NOTDIRTY,
         "TLB_FAST": layout.tlb_fast,

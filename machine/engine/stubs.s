@@ -105,8 +105,8 @@ block_end:
 block_pending:
     ret
 
-# RDTSC hook (uc, data): edx:eax = base + units used * 10, then take the cost from the budget; what the budget
-# does not hold goes to the base. Returns 1: the instruction is done.
+# RDTSC hook (uc, data): edx:eax = the core's time, base + blocks executed * rate. Then the cost goes to the base, and the
+# blocks it would have been leave the budget (and what the chunk will have executed). Returns 1: the instruction is done.
     .balign 16
 rdtsc:
     mov r8, [rdi + {CPU_SLOT}]
@@ -114,22 +114,20 @@ rdtsc:
     movzx eax, word ptr [r8 + {ICOUNT}]
     mov rdx, [r9 + {CHUNK}]
     sub rdx, rax
-    imul rdx, rdx, {UNIT_NS}
+    imul rdx, [r9 + {RATE}]
+    shr rdx, {RATE_SHIFT}
     add rdx, [r9 + {BASE}]
     mov ecx, edx
     mov [r8 + {ENV}], rcx
     shr rdx, 32
     mov [r8 + {ENV} + 16], rdx
     inc qword ptr [r9 + {TSC_READS}]
-    mov ecx, {TSC_UNITS}
-    cmp eax, ecx
-    cmovb ecx, eax
+    mov rcx, [r9 + {TSC_UNITS}]
+    cmp rax, rcx
+    cmovb rcx, rax
     sub word ptr [r8 + {ICOUNT}], cx
-    add [r9 + {CHARGED}], rcx
-    mov eax, {TSC_UNITS}
-    sub eax, ecx
-    imul eax, eax, {UNIT_NS}
-    add [r9 + {BASE}], rax
+    sub [r9 + {CHUNK}], rcx
+    add qword ptr [r9 + {BASE}], {TSC_NS}
     mov eax, 1
     ret
 
@@ -200,7 +198,8 @@ syscall:
     pop rbx
     ret
 
-# INTR hook (uc, vector, callback): the callback with the flags computed and no fault left to be doubled.
+# INTR hook (uc, vector, callback): the callback with the flags computed and no fault left to be doubled. Its cost is taken as
+# that of RDTSC: at least a block of the budget, so a guest whose handler cannot even be fetched uses up its slice like any other.
     .balign 16
 interrupt:
     push rbx
@@ -209,6 +208,14 @@ interrupt:
     mov rbx, [rdi + {CPU_SLOT}]
     mov ebp, esi
     mov r12, rdx
+    mov rax, [rbx + {OPAQUE}]
+    movzx ecx, word ptr [rbx + {ICOUNT}]
+    mov rdx, [rax + {EXCEPTION_UNITS}]
+    cmp rcx, rdx
+    cmovb rdx, rcx
+    sub word ptr [rbx + {ICOUNT}], dx
+    sub [rax + {CHUNK}], rdx
+    add qword ptr [rax + {BASE}], {EXCEPTION_NS}
     mov dword ptr [rbx + {ENV} + {OLD_EXCEPTION}], -1
     lea rdi, [rbx + {ENV}]
     movabs rax, {READ_EFLAGS}

@@ -188,7 +188,7 @@ def test_counters(machine: Machine) -> None:
     assert stats.python_share is not None
     assert 0 < stats.python_share <= 1
     assert stats.block_hash is not None
-    assert system.busy_ns == stats.blocks * 10
+    assert stats.blocks * 10 <= system.busy_ns <= system.now_ns
 
 
 def test_the_same_run_twice(machine: Machine) -> None:

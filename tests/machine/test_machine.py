@@ -12,6 +12,7 @@ import pytest
 
 from machine import Core, EngineError, Machine, RunEnd
 from machine import registers as reg
+from machine.engine import EXCEPTION_NS
 from tests.machine.rig import CODE, RW_NX, Rig, Tables, asm, degraded, machine
 
 SPIN = "l: jmp l"
@@ -113,7 +114,7 @@ def test_wake_starts_an_idle_core_at_the_senders_time() -> None:
         assert rig.run(deadline_ns=2 * MILLISECOND) is RunEnd.DEADLINE
         # test, then 500 times around, then the block of the syscall
         assert started == [5020]
-        assert second.now() == 5040
+        assert second.now() == 5040 + EXCEPTION_NS
         assert second.idle
         assert not first.idle
 
@@ -339,6 +340,7 @@ import os, signal, threading, sys
 sys.path.insert(0, {root!r})
 from tests.machine.rig import Rig
 from machine import registers as reg
+from machine.engine import EXCEPTION_NS
 with Rig("l: inc rax\\njmp l") as rig:
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
