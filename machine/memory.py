@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,39 @@ class MachineMemory:
         ctypes.memmove(base + (dst_mfn << FRAME_SHIFT), base + (src_mfn << FRAME_SHIFT), FRAME_SIZE)
         if self._code[dst_mfn]:
             self._invalidate(dst_mfn << FRAME_SHIFT, dst_mfn + 1 << FRAME_SHIFT)
+
+    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Read-only views of (address, length) pieces, in order; neighbours become one. IndexError beyond."""
+        return self._slices(self.b, pieces)
+
+    def receive(
+        self, pieces: Sequence[tuple[int, int]], fill: Callable[[list[memoryview]], None],
+    ) -> None:
+        """Have `fill` write straight into these (address, length) pieces; it keeps no view. Data that comes
+        from a host's file is copied once that way. IndexError, before anything is written, beyond the end.
+        """
+        views = self._slices(self._b, pieces)
+        try:
+            fill(views)
+        finally:
+            for paddr, length in pieces:
+                self._written(paddr, paddr + length)
+
+    def _slices(self, memory: memoryview, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
+        slices = []
+        begin = end = 0
+        for paddr, length in pieces:
+            if paddr < 0 or length < 0 or paddr + length > self.size:
+                raise IndexError(f"{length} bytes at {paddr:#x}")
+            if paddr == end:
+                end += length
+                continue
+            if end > begin:
+                slices.append(memory[begin:end])
+            begin, end = paddr, paddr + length
+        if end > begin:
+            slices.append(memory[begin:end])
+        return slices
 
     def read(self, paddr: int, length: int) -> bytes:
         """A copy of `length` bytes; IndexError unless all of them lie in memory."""
