@@ -5,7 +5,7 @@ It is the machine's trap handler; what happens to a trap is in `traps/entry.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,13 +27,16 @@ from firmware.memory.owner import MemoryOwner
 from firmware.multicall import Multicall
 from firmware.platform import Platform
 from firmware.sched import policies  # noqa: F401  registers them
+from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
 from firmware.sched.ops import SchedOps
-from firmware.sched.scheduler import Scheduler
+from firmware.sched.parameters import ParameterError, Value
+from firmware.sched.scheduler import Scheduler, SwitchCosts
 from firmware.store.boot import Boot, domain_uuid, populate
 from firmware.store.connection import Connection
 from firmware.store.ring import SharedRing
 from firmware.store.store import Store
 from firmware.timers import Timers
+from firmware.trace import Trace
 from firmware.traps.bounce import Bounce
 from firmware.traps.bounce32 import Bounce32
 from firmware.traps.callbacks import Callbacks
@@ -74,6 +77,7 @@ class DomainConfig:
     vcpus: int = 1
     cmdline: bytes = b""
     ramdisk: bytes | None = None
+    scheduling: Scheduling = ANYWHERE
 
 
 class Hypervisor:
@@ -86,6 +90,8 @@ class Hypervisor:
         seed: int = 0,
         log: Callable[[str], None] = lambda line: None,
         policy: str = "rrobin",
+        settings: Mapping[str, Value] | None = None,
+        costs: SwitchCosts | None = None,
     ) -> None:
         self.machine = machine
         self.seed = seed
@@ -94,7 +100,11 @@ class Hypervisor:
         self._connections: dict[int, Connection] = {}
         self.lifecycle = Lifecycle(log)
         self.memory = MemoryFloor(machine.memory, machine.cores, FIRST_FREE_FRAME, self.lifecycle)
-        self.scheduler = Scheduler(machine, self.memory.shootdown, policy)
+        self.trace = Trace()
+        self.scheduler = Scheduler(
+            machine, self.memory.shootdown, policy, settings, costs=costs, trace=self.trace
+        )
+        self.scheduling = SchedulerControl(self.scheduler)
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
         self._next_domain = 1
@@ -235,7 +245,10 @@ class Hypervisor:
         for vcpu in domain.vcpus:
             vcpu.space = GuestSpace(machine_memory, owner)
             vcpu.saved = self._first_state
-            self.scheduler.add(vcpu)
+        try:
+            self.scheduling.admit(domain, config.scheduling)
+        except ParameterError as error:
+            raise DomainError(f"domain {config.name!r} cannot be scheduled: {error}") from error
         first = domain.vcpus[0]
         if memory.start_root(first, built.root_mfn):
             raise DomainError(
@@ -315,6 +328,7 @@ class Hypervisor:
             raise ValueError(f"domain {domain.name!r} has not ended")
         for vcpu in domain.vcpus:
             self.scheduler.remove(vcpu)
+        self.scheduler.pools[domain.vcpus[0].pool].policy.forget_domain(domain.id)
         self._connections.pop(domain.id, None)
         self.store.release(domain.id)
         self.privileged.ports.forget(domain.id)

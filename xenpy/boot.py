@@ -16,6 +16,8 @@ from firmware.domain.domain import DomainState
 from machine.topology import Topology
 from xenpy.errors import BadInputError, ExitStatus, XenpyError, reason_of
 from xenpy.output import ConsoleSink, RunLog, open_output, write_all
+from xenpy.schedule import write as write_schedule
+from xenpy.scheduling import SchedulingRequest
 from xenpy.stops import Stops
 from xenpy.system import SECOND, Outcome, Reason, System
 from xenpy.terminal import Pacer, Terminal
@@ -61,6 +63,7 @@ class BootRequest:
     log: Path | None = None
     stats: Path | None = None
     hash_blocks: bool = False
+    scheduling: SchedulingRequest = field(default_factory=SchedulingRequest)
     interactive: bool = True
     """Give the guest the keyboard, if stdin is one and there is no `inputs`."""
 
@@ -77,9 +80,11 @@ class BootRun:
         self._stats: FileIO | None = None
         self._log: RunLog | None = None
         self._sink = ConsoleSink(1, lambda: self._stops.requested is not None)
+        wanted = request.scheduling
         self._system = stack.enter_context(System(
             request.topology, memory=request.memory + HEADROOM_MIB, seed=request.seed,
             hash_blocks=request.hash_blocks, profile=request.stats is not None, log=self.say,
+            scheduler=wanted.policy, settings=wanted.parsed_settings(), smt_factor=wanted.smt_factor,
         ))
         if request.stats is not None:
             self._stats = stack.enter_context(open_output(request.stats, "--stats"))
@@ -88,7 +93,10 @@ class BootRun:
         self._guest = self._system.add_domain(
             request.image, name=request.name, memory=request.memory, vcpus=request.vcpus,
             cmdline=request.cmdline, ramdisk=request.ramdisk,
+            scheduling=wanted.wanted(request.topology.cpus),
         )
+        if wanted.trace is not None:
+            self._system.trace.start()
 
     def go(self) -> int:
         """Run to the end; the exit status. Raises XenpyError when it is not the guest that ended it."""
@@ -100,6 +108,8 @@ class BootRun:
             raise
         finally:
             self._write_stats(status, why)
+            if self._request.scheduling.trace is not None:
+                write_schedule(self._system.trace, self._request.scheduling.trace)
         return status
 
     def say(self, text: str) -> None:

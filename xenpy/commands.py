@@ -14,7 +14,18 @@ import click
 
 from xenpy import __version__
 from xenpy.errors import BadInputError
-from xenpy.options import MAX_CPUS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Keys, Pattern, Seconds, Shape
+from xenpy.options import (
+    MAX_CPUS,
+    MAX_MEMORY_MIB,
+    MAX_VCPUS,
+    MIN_MEMORY_MIB,
+    Keys,
+    Pattern,
+    SchedulerChoice,
+    Seconds,
+    Settings,
+    Shape,
+)
 from xenpy.output import show
 
 if TYPE_CHECKING:
@@ -92,12 +103,23 @@ def xenpy() -> None:
 @click.option("--log", type=click.Path(path_type=Path), metavar="FILE",
               help="Log console lines and messages with their virtual time.")
 @click.option("--stats", type=click.Path(path_type=Path), metavar="FILE.json", help="Write counters as JSON.")
+@click.option("--sched", type=SchedulerChoice(), metavar="NAME[:P=V,...]",
+              help="The scheduler and its parameters; `xenpy schedulers` lists them.")
+@click.option("--share", type=Settings(), metavar="P=V,...",
+              help="The guest's share, in its scheduler's parameters: weight=512,cap=50.")
+@click.option("--affinity", metavar="CPUS", help="Logical CPUs where the guest may run: 0-3,^2.")
+@click.option("--smt-factor", type=click.FloatRange(0.01, 1.0), metavar="F",
+              help="A thread's speed while its sibling is busy.")
+@click.option("--sched-trace", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write who ran when and where: .json for Chrome and Perfetto, .txt a timeline.")
 @click.option("--hash", "hash_blocks", is_flag=True,
               help="Hash the address of every block executed (slower); the hash is in --stats and on stderr.")
 def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
          topology: Topology | None, name: str | None, seed: int, inputs: tuple[bytes, ...],
          until: re.Pattern[str] | None, within: float | None, wall: float | None, log: Path | None,
-         stats: Path | None, hash_blocks: bool) -> Action:
+         stats: Path | None, sched: tuple[str, dict[str, str]] | None, share: dict[str, str] | None,
+         affinity: str | None, smt_factor: float | None, sched_trace: Path | None,
+         hash_blocks: bool) -> Action:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
 
     The guest's console goes to stdout, everything else to stderr. With a terminal on stdin and no --input the
@@ -105,6 +127,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
     """
     from machine.topology import Topology
     from xenpy import boot as booting
+    from xenpy.scheduling import SchedulingRequest
 
     if cpus is not None and topology is not None:
         raise BadInputError("--cpus and --topology say the same thing: give one of them")
@@ -112,6 +135,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
         image=image, ramdisk=ramdisk, cmdline=cmdline, memory=memory, vcpus=vcpus,
         topology=topology or Topology(cores=cpus or vcpus), name=name, seed=seed, inputs=inputs, until=until,
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
+        scheduling=SchedulingRequest.of(sched, share, affinity, smt_factor, sched_trace),
     ))
 
 
@@ -129,6 +153,14 @@ def guests() -> Action:
     from xenpy import images
 
     return images.show_builtin
+
+
+@xenpy.command()
+def schedulers() -> Action:
+    """List the schedulers, their parameters and what they share out, with units, defaults and ranges."""
+    from xenpy import scheduling
+
+    return scheduling.show_all
 
 
 @xenpy.command()

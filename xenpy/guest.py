@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from firmware.memory import frames
@@ -13,10 +14,13 @@ from xenpy.crash import render
 if TYPE_CHECKING:
     from firmware.domain.crash import CrashInfo
     from firmware.domain.domain import Domain, DomainState
+    from firmware.sched.parameters import Value
     from xenpy.system import System
 
 FRAMES_A_MIB: Final = 256
 KIB_A_MIB: Final = 1024
+RUNSTATES: Final = ("running", "runnable", "blocked", "offline")
+"""The run states, in the order of RUNSTATE_* in vcpu.h."""
 
 TYPE_NAMES: Final = {
     frames.NONE: "none", frames.L1_TABLE: "l1", frames.L2_TABLE: "l2", frames.L3_TABLE: "l3",
@@ -92,6 +96,36 @@ class Guest:
         """The crash as a report for people; empty when it has not crashed."""
         crash = self._domain.crash
         return "" if crash is None else render(crash, self.name, self._domain.image.symbol)
+
+    @property
+    def share(self) -> dict[str, Value]:
+        """What its scheduler gives it, in that scheduler's parameters: weight, cap, period, ..."""
+        return self._system.scheduling.share(self._domain)
+
+    def set_share(self, *, vcpu: int | None = None, **values: Value) -> None:
+        """Change its share, or that of one vCPU, while it runs: `set_share(weight=512)`.
+
+        Raises ParameterError when that scheduler has no such parameter, or not that value.
+        """
+        self._system.scheduling.set_share(self._domain, values,
+                                          None if vcpu is None else self._domain.vcpus[vcpu])
+
+    def pin(self, cpus: Iterable[int], *, vcpu: int | None = None, soft: bool = False) -> None:
+        """Have it, or one vCPU, run on these logical CPUs only; with `soft`, rather than on others. Raises
+        ParameterError when it cannot run there.
+        """
+        wanted = list(cpus)
+        for each in self._domain.vcpus if vcpu is None else [self._domain.vcpus[vcpu]]:
+            self._system.scheduling.set_affinity(each, *((None, wanted) if soft else (wanted, None)))
+
+    def move(self, pool: str | int) -> None:
+        """Have it run in another CPU pool. Raises ParameterError."""
+        self._system.scheduling.move_domain(self._domain, pool)
+
+    def runstates(self, vcpu: int = 0) -> dict[str, int]:
+        """Virtual ns one of its vCPUs has spent running, runnable, blocked and offline."""
+        times = self._system.hypervisor.scheduler.runstate_info(self._domain.vcpus[vcpu])[2]
+        return dict(zip(RUNSTATES, times, strict=True))
 
     @property
     def frames(self) -> list[Frame]:

@@ -66,6 +66,39 @@ class Keys(click.ParamType[bytes]):
             self.fail(str(error), param, ctx)
 
 
+class Settings(click.ParamType[dict[str, str]]):
+    """Parameters written NAME=VALUE,NAME=VALUE."""
+
+    name = "settings"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+                ) -> dict[str, str]:
+        """The words before and after each `=`; whether they mean anything is for the scheduler to say."""
+        if isinstance(value, dict):
+            return value
+        found = {}
+        for part in value.split(","):
+            name, equals, text = part.partition("=")
+            if not equals or not name.strip() or not text.strip():
+                self.fail(f"{value!r} is not like weight=512,cap=50.", param, ctx)
+            found[name.strip()] = text.strip()
+        return found
+
+
+class SchedulerChoice(click.ParamType[tuple[str, dict[str, str]]]):
+    """A scheduler, with parameters if any: NAME or NAME:PARAMETER=VALUE,..."""
+
+    name = "scheduler"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+                ) -> tuple[str, dict[str, str]]:
+        """Its name and the parameters' words."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, rest = value.partition(":")
+        return name, Settings().convert(rest, param, ctx) if colon else {}
+
+
 class Shape(click.ParamType["Topology"]):
     """A topology: sockets x cores x threads."""
 

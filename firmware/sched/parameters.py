@@ -75,3 +75,11 @@ def checked(policy: str, table: Sequence[Parameter], values: Mapping[str, Value]
             there = ", ".join(known) or "none"
             raise ParameterError(f"scheduler {policy!r} has no parameter {name!r} there: it has {there}")
     return {name: known[name].check(policy, value) for name, value in values.items()}
+
+
+def parsed(policy: str, table: Sequence[Parameter], words: Mapping[str, str]) -> dict[str, Value]:
+    """The values that someone typed. ParameterError as in `checked`."""
+    known = {parameter.name: parameter for parameter in table}
+    return checked(policy, table, {
+        name: known[name].parse(policy, word) if name in known else word for name, word in words.items()
+    })

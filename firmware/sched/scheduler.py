@@ -1,5 +1,5 @@
 """The scheduling mechanism: blocking and waking, switching vCPUs on logical CPUs, the accounting of run
-states, and the trace of all that. Who runs where is the policies' business (`policy.py`), one for each pool of CPUs.
+states, and the trace of all that. Who runs where is the business of the policies (`policy.py`), one a pool.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Scheduler:
         """Told of each vCPU with a periodic timer that begins to run (set by the composition root)."""
         self.placement = placement or Placement(machine.config.topology)
         self.costs = costs or SwitchCosts()
-        self.trace = trace or Trace()
+        self.trace = Trace() if trace is None else trace
         self.at: Callable[[int, Callable[[Any], None], Any], Event] = machine.clock.at
         self.switches = self.decisions = self.migrations = 0
         self.idle = self.placement.all
