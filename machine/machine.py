@@ -189,7 +189,7 @@ class Machine:
                 self._run_ns += perf_counter_ns() - begin
 
     def _loop(self, until: Callable[[], bool] | None, deadline: int | None, wall: float | None) -> RunEnd:
-        clock, engine, turns = self.clock, self._engine, self._turns
+        clock, turns, visible_time = self.clock, self._turns, self._engine.time
         turns.restart()
         while True:
             if self._interrupted:
@@ -200,29 +200,31 @@ class Machine:
                 return RunEnd.CONDITION
             if wall is not None and monotonic() >= wall:
                 return RunEnd.WALL
-            core = turns.first()
+            first = turns.first()
             due = clock.next()
-            if core is None:
-                if due is None:
-                    return RunEnd.IDLE
+            if first is not None:
+                now = first[0]
+            elif due is not None:
                 now = due
             else:
-                now = core.now()
-            if deadline is not None and (now > deadline if core is None else now >= deadline):
+                return RunEnd.IDLE
+            if deadline is not None and (now > deadline if first is None else now >= deadline):
                 clock.advance(deadline)
                 return RunEnd.DEADLINE
-            engine.time(now)
-            if core is None or (due is not None and due <= now):
+            visible_time[0] = now
+            if first is None or (due is not None and due <= now):
                 self._fire(now)
                 continue  # what fired may have woken a core that is further behind
-            clock.advance(now)
+            if now > clock.now:
+                clock.now = now
             turns.take()
+            core = self.cores[first[1]]
             granted = self._dispatch(core)
             if granted is None:
                 core.idle = True
                 core.busy = False
                 continue
-            if not self._ending():
+            if not (self._halted or self._interrupted):  # the dispatch may have ended the run
                 self._slice(core, self._slice_end(core, granted, deadline))
             turns.add(core)
 
@@ -240,19 +242,16 @@ class Machine:
         self._dispatch_ns += perf_counter_ns() - begin
         return granted
 
-    def _ending(self) -> bool:
-        return self._halted or self._interrupted
-
     def _slice_end(self, core: Core, granted: int, deadline: int | None) -> int:
-        end = core.now() + min(granted, MAX_SLICE_NS)
+        end = core.now() + (granted if granted < MAX_SLICE_NS else MAX_SLICE_NS)
         due = self.clock.next()
         if due is not None and due < end:
             end = due
         if deadline is not None and deadline < end:
             end = deadline
         behind = self._turns.first()
-        if behind is not None:
-            end = min(end, behind.now() + self._quantum)
+        if behind is not None and behind[0] + self._quantum < end:
+            end = behind[0] + self._quantum
         return end
 
     def _slice(self, core: Core, end: int) -> None:

@@ -30,16 +30,15 @@ class Turns:
         """A core that does not wait yet."""
         heappush(self._heap, (core.now(), core.index))
 
-    def first(self) -> Core | None:
-        """The core that is furthest behind, and of several the first."""
+    def first(self) -> tuple[int, int] | None:
+        """Time and index of the core that is furthest behind, and of several the first."""
         heap = self._heap
         while heap:
-            when, index = heap[0]
-            core = self._cores[index]
-            now = core.now()
-            if now == when:
-                return core
-            heapreplace(heap, (now, index))
+            entry = heap[0]
+            now = self._cores[entry[1]].now()
+            if now == entry[0]:
+                return entry
+            heapreplace(heap, (now, entry[1]))
         return None
 
     def take(self) -> None:

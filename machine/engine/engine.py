@@ -39,7 +39,8 @@ class Engine:
     """The only owner of the Unicorn object.
 
     `running` is the core whose slice is on (set by Core); `failure` what a callback raised. `degraded` says
-    why the engine works without interposition, or is empty.
+    why the engine works without interposition, or is empty. `time` is a word, the virtual ns that the library
+    sees (TLB sizes depend on it).
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         self.running: Any = None
         self.failure: BaseException | None = None
         self.callback_ns = 0
+        self.time = self._interposer.time
         self.memory_size = memory[1]
         self._check = "hash_check" if hash_blocks else "check"
         self._shared = (ctypes.c_uint64 * (SharedWord.FIRST_CPU + cores))()
@@ -123,10 +125,6 @@ class Engine:
     def translating(self) -> AbstractContextManager[None]:
         """To be held while emulation may run."""
         return nullcontext() if self.degraded else self._interposer.translating(self._check)
-
-    def time(self, ns: int) -> None:
-        """The virtual time the library may see (TLB sizes depend on it)."""
-        self._interposer.time(ns)
 
     def select(self, cpu: CpuState) -> None:
         """Make this CPU state the one that runs; drops its jump cache, which others do not reach."""

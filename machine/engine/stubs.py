@@ -34,7 +34,7 @@ NAMES = (
 FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
 _ENTRY_STRIDE = 16
-_TIME_CELL_WORDS = 3
+_TIME_CELL_WORDS = 2
 _ATTEMPTS = 16
 _DISP8 = 128
 

@@ -392,7 +392,7 @@ set_page_done:
     pop rbx
     ret
 
-# gettimeofday(tv, tz): virtual time while a machine is open (cell: open count, seconds, microseconds).
+# gettimeofday(tv, tz): virtual time while a machine is open (cell: open count, ns).
     .balign 16
 time_of_day:
     movabs rax, {TIME_CELL}
@@ -401,10 +401,16 @@ time_of_day:
     movabs rax, {GETTIMEOFDAY}
     jmp rax
 time_virtual:
-    mov rcx, [rax + 8]
-    mov [rdi], rcx
-    mov rcx, [rax + 16]
-    mov [rdi + 8], rcx
+    mov rax, [rax + 8]
+    xor edx, edx
+    mov ecx, 1000000000
+    div rcx
+    mov [rdi], rax
+    mov rax, rdx
+    xor edx, edx
+    mov ecx, 1000
+    div rcx
+    mov [rdi + 8], rax
     xor eax, eax
     ret
 
