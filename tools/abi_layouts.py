@@ -30,8 +30,8 @@ from firmware.abi.layout import Layout  # noqa: E402
 
 HEADERS: Final = (
     "xen", "event_channel", "vcpu", "sched", "memory", "grant_table", "physdev", "version", "callback",
-    "features", "elfnote", "nmi", "platform", "io/console", "io/xs_wire", "io/xenbus", "arch-x86/cpuid",
-    "arch-x86/xen-mca", "trace",
+    "features", "elfnote", "nmi", "platform", "io/console", "io/xs_wire", "io/xenbus", "io/blkif",
+    "arch-x86/cpuid", "arch-x86/xen-mca", "trace",
 )
 NOT_HEADERS: Final = ("layout", "errno")
 
@@ -50,6 +50,7 @@ FIELDS: Final = {
     "evtchn_fifo_control_block": {"rsvd": "_rsvd"},
     "callback_unregister": {"unused": "_unused"},
     "start_info": {"console": "console.domU"},
+    "blkif_sring": {"pad": "__pad"},
     "vcpu_register_runstate_memory_area": {"addr": "addr.h"},
     "vcpu_register_time_memory_area": {"addr": "addr.h"},
     "xen_vnuma_topology_info": {field: f"{field}.h" for field in ("vdistance", "vcpu_to_vnode", "vmemrange")},

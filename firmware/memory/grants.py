@@ -154,7 +154,7 @@ class Grants:
         table = self.table(remote.memory)
         ref = request.ref
         readonly = bool(flags & abi.GNTMAP_readonly)
-        status, active = self._use(table, ref, vcpu.domain.id, readonly=readonly)
+        status, active = self.use(table, ref, vcpu.domain.id, readonly=readonly)
         if active is None:
             return status, 0
         self._count(active, flags, 1)
@@ -164,7 +164,7 @@ class Grants:
             table.release(ref, active, readonly=readonly)
         return status, active.mfn
 
-    def _use(self, table: GrantTable, ref: int, domid: int, *, readonly: bool) -> tuple[int, Active | None]:
+    def use(self, table: GrantTable, ref: int, domid: int, *, readonly: bool) -> tuple[int, Active | None]:
         """Check a whole-page grant and mark it used; no use is counted yet."""
         if ref >= table.entries:
             return abi.GNTST_bad_gntref, None
