@@ -16,7 +16,7 @@ from firmware.domain.domain import DomainState
 from machine.topology import Topology
 from xenpy.errors import BadInputError, ExitStatus, XenpyError, reason_of
 from xenpy.output import ConsoleSink, RunLog, open_output, write_all
-from xenpy.schedule import write as write_schedule
+from xenpy.schedule import write_to
 from xenpy.scheduling import SchedulingRequest
 from xenpy.stops import Stops
 from xenpy.system import SECOND, Outcome, Reason, System
@@ -71,13 +71,16 @@ class BootRequest:
 class BootRun:
     """One run of one guest; what `boot` and `demo` share."""
 
-    __slots__ = ("_guest", "_log", "_request", "_sink", "_stats", "_stops", "_system", "_terminal")
+    __slots__ = (
+        "_guest", "_log", "_request", "_schedule", "_sink", "_stats", "_stops", "_system", "_terminal",
+    )
 
     def __init__(self, request: BootRequest, stack: ExitStack) -> None:
         self._request = request
         self._terminal: Terminal | None = None
         self._stops = stack.enter_context(Stops())
         self._stats: FileIO | None = None
+        self._schedule: FileIO | None = None
         self._log: RunLog | None = None
         self._sink = ConsoleSink(1, lambda: self._stops.requested is not None)
         wanted = request.scheduling
@@ -88,6 +91,9 @@ class BootRun:
         ))
         if request.stats is not None:
             self._stats = stack.enter_context(open_output(request.stats, "--stats"))
+        if wanted.trace is not None:
+            self._schedule = stack.enter_context(open_output(wanted.trace, "--sched-trace"))
+            self._system.trace.start()
         if request.log is not None:
             self._log = stack.enter_context(RunLog(request.log, lambda: self._system.now_ns))
         self._guest = self._system.add_domain(
@@ -95,8 +101,6 @@ class BootRun:
             cmdline=request.cmdline, ramdisk=request.ramdisk,
             scheduling=wanted.wanted(request.topology.cpus),
         )
-        if wanted.trace is not None:
-            self._system.trace.start()
 
     def go(self) -> int:
         """Run to the end; the exit status. Raises XenpyError when it is not the guest that ended it."""
@@ -108,8 +112,7 @@ class BootRun:
             raise
         finally:
             self._write_stats(status, why)
-            if self._request.scheduling.trace is not None:
-                write_schedule(self._system.trace, self._request.scheduling.trace)
+            self._write_schedule()
         return status
 
     def say(self, text: str) -> None:
@@ -200,6 +203,14 @@ class BootRun:
                 write_all(self._stats, stats.json(status, why).encode())
             except OSError as error:
                 raise BadInputError(f"--stats {self._request.stats}: {reason_of(error)}") from error
+
+    def _write_schedule(self) -> None:
+        path = self._request.scheduling.trace
+        if self._schedule is not None and path is not None:
+            try:
+                write_to(self._schedule, path, self._system.trace)
+            except OSError as error:
+                raise BadInputError(f"--sched-trace {path}: {reason_of(error)}") from error
 
 
 def boot(request: BootRequest) -> int:

@@ -7,14 +7,17 @@ run states, and an instant for each wake-up. Times are microseconds of virtual t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from io import FileIO
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from firmware.domain.vcpu import BLOCKED, OFFLINE, RUNNABLE, RUNNING
 from firmware.sched import events
 from firmware.trace import EVENTS, Record, Trace
 from xenpy.errors import BadInputError, reason_of
+from xenpy.output import write_all
 
 CPUS: Final = 1
 """Process number of the tracks of logical CPUs; domain d has the process VCPUS + d."""
@@ -22,9 +25,11 @@ VCPUS: Final = 1000
 STATE_NAMES: Final = {RUNNING: "running", RUNNABLE: "runnable", BLOCKED: "blocked", OFFLINE: "offline"}
 NS_A_US: Final = 1000
 SECOND: Final = 1_000_000_000
-FORMATS: Final = (".json", ".txt")
+AT_ONCE: Final = 1000
+"""Records written at once."""
 
 Event = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def chrome(records: Iterable[Record]) -> Iterator[Event]:
@@ -92,7 +97,7 @@ def timeline(records: Iterable[Record]) -> Iterator[str]:
 
 def check_path(path: Path) -> Path:
     """The path, if a trace can be written in the format that its ending names; BadInputError otherwise."""
-    if path.suffix not in FORMATS:
+    if path.suffix not in RENDERERS:
         raise BadInputError(
             f"{path}: a schedule trace is written as .json (for Chrome and Perfetto) or .txt (a timeline)"
         )
@@ -101,27 +106,43 @@ def check_path(path: Path) -> Path:
 
 def write(trace: Trace, path: Path) -> None:
     """Write the trace to a file, as its ending says. BadInputError when that cannot be."""
-    render: Callable[[], Iterator[str]] = {
-        ".json": lambda: _json(trace), ".txt": lambda: (f"{line}\n" for line in _text(trace)),
-    }[check_path(path).suffix]
+    check_path(path)
     try:
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(render())
+        with FileIO(path, "w") as file:
+            write_to(file, path, trace)
     except OSError as error:
         raise BadInputError(f"{path}: cannot write the schedule trace: {reason_of(error)}") from error
+
+
+def write_to(file: FileIO, path: Path, trace: Trace) -> None:
+    """Write the trace to an open file in the format that the path's ending names. Raises OSError."""
+    for text in RENDERERS[path.suffix](trace):
+        write_all(file, text.encode())
 
 
 def _json(trace: Trace) -> Iterator[str]:
     lost = json.dumps({"lost records": trace.lost})
     yield f'{{"displayTimeUnit":"ns","otherData":{lost},"traceEvents":[\n'
     separator = ""
-    for entry in chrome(trace):
-        yield separator + json.dumps(entry, separators=(",", ":"))
+    for entries in batched(chrome(trace)):
+        yield separator + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
         separator = ",\n"
     yield "\n]}\n"
 
 
 def _text(trace: Trace) -> Iterator[str]:
     if trace.lost:
-        yield f"# the ring was full: the first {trace.lost} records are lost"
-    yield from timeline(trace)
+        yield f"# the ring was full: the first {trace.lost} records are lost\n"
+    for lines in batched(timeline(trace)):
+        yield "\n".join(lines) + "\n"
+
+
+def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Lists of up to AT_ONCE items."""
+    source = iter(items)
+    while batch := list(islice(source, AT_ONCE)):
+        yield batch
+
+
+RENDERERS: Final = {".json": _json, ".txt": _text}
+"""By a file's ending: the trace as pieces of text."""

@@ -58,9 +58,8 @@ class RoundRobin(Policy):
         self._waiting &= ~(1 << core)
         del self._placed[core]
         stranded = self._queues.pop(core)
-        for vcpu, home in self._home.items():
-            if home == core:
-                self._rehome(vcpu)
+        for vcpu in [vcpu for vcpu, home in self._home.items() if home == core]:
+            self._rehome(vcpu)
         for vcpu in stranded:
             self._enqueue(vcpu, now)
 

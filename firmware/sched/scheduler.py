@@ -279,14 +279,6 @@ class Scheduler:
         index = core.index
         if current is not None:
             self._leave(index, current, now)
-        if self.trace.on:
-            trace, domain = self.trace, vcpu.domain.id
-            waited = max(0, now - vcpu.runstate_since)
-            trace.record(events.SWITCH_INFNEXT, index, now, domain, vcpu.id, waited, slice_ns)
-            if current is None:
-                trace.record(events.SWITCH, index, now, events.IDLE, index, domain, vcpu.id)
-            else:
-                trace.record(events.SWITCH, index, now, current.domain.id, current.id, domain, vcpu.id)
         if core.current is not vcpu:
             self._switch(core, vcpu)
         else:
@@ -297,6 +289,14 @@ class Scheduler:
         vcpu.scheduled = True
         now = core.now()
         self._since[index] = now
+        if self.trace.on:
+            trace, domain = self.trace, vcpu.domain.id
+            waited = max(0, now - vcpu.runstate_since)
+            trace.record(events.SWITCH_INFNEXT, index, now, domain, vcpu.id, waited, slice_ns)
+            if current is None:
+                trace.record(events.SWITCH, index, now, events.IDLE, index, domain, vcpu.id)
+            else:
+                trace.record(events.SWITCH, index, now, current.domain.id, current.id, domain, vcpu.id)
         self._account(vcpu, RUNNING, now)
         if vcpu.period_ns:
             self.ticking(vcpu)
