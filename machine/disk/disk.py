@@ -8,15 +8,31 @@ import errno
 from typing import Final
 
 from machine.clock import Clock, Event
+from machine.faults import (
+    DISK_FLUSH,
+    DISK_POWER,
+    DISK_READ,
+    DISK_SLOW,
+    DISK_TORN,
+    DISK_WRITE,
+    Faults,
+    Injection,
+    PowerCut,
+)
 from machine.memory import MachineMemory
 
 from .medium import Medium
 from .model import Model
 from .queue import DriveQueue
 from .request import SECTOR, DiskRequest, Operation
+from .views import cut
 
 _GUEST_ERRORS: Final = frozenset({errno.ENOSPC, errno.EROFS, errno.EINVAL})
 """What a request may end with besides EIO."""
+_FAILURES: Final = {
+    Operation.READ: DISK_READ, Operation.WRITE: DISK_WRITE, Operation.FLUSH: DISK_FLUSH,
+    Operation.DISCARD: DISK_WRITE,
+}
 
 
 class DiskCounters:
@@ -43,8 +59,8 @@ class Disk:
     """
 
     __slots__ = (
-        "_active", "_busy_ns", "_busy_since", "_clock", "_medium", "_memory", "_model", "_queue", "counters",
-        "depth", "head", "name", "read_only", "sectors",
+        "_active", "_busy_ns", "_busy_since", "_clock", "_faults", "_medium", "_memory", "_model", "_queue",
+        "counters", "depth", "head", "name", "read_only", "sectors",
     )
 
     def __init__(
@@ -53,8 +69,9 @@ class Disk:
         memory: MachineMemory,
         medium: Medium,
         model: Model,
-        *,
+        faults: Faults | None = None,
         name: str = "",
+        *,
         depth: int | None = None,
         reorder: bool = False,
     ) -> None:
@@ -65,6 +82,7 @@ class Disk:
         self._memory = memory
         self._medium = medium
         self._model = model
+        self._faults = faults
         self.name = name
         self.sectors = medium.sectors
         self.read_only = medium.read_only
@@ -146,6 +164,9 @@ class Disk:
             if not active:
                 self._busy_since = now
             took = model.service(request, self.head, now)
+            if self._faults is not None:
+                slow = self._faults.at(DISK_SLOW, self.name, request.sector, request.sectors)
+                took += slow.fault.delay_ns if slow is not None else 0
             active[request] = self._clock.at(now + took, self._finish, request)
 
     def _finish(self, request: DiskRequest) -> None:
@@ -165,6 +186,8 @@ class Disk:
             return errno.EIO
         operation, medium = request.operation, self._medium
         try:
+            if self._faults is not None and self._goes_wrong(request, self._faults):
+                return errno.EIO
             if operation == Operation.READ:
                 sector = request.sector
                 self._memory.receive(request.pieces, lambda views: medium.read_into(sector, views))
@@ -179,6 +202,31 @@ class Disk:
         except OSError as error:
             return error.errno if error.errno in _GUEST_ERRORS else errno.EIO
         return 0
+
+    def _goes_wrong(self, request: DiskRequest, faults: Faults) -> bool:
+        """Whether the request fails now; what of a write lands all the same has landed."""
+        where = self.name, request.sector, request.sectors
+        power = faults.at(DISK_POWER, *where)
+        if power is not None:
+            self._tear(request, power)
+            self._medium.power_cut(power.random)
+            raise PowerCut(f"The power failed in {request!r} of disk {self.name!r}.")
+        if faults.at(_FAILURES[request.operation], *where) is not None:
+            return True
+        if request.operation != Operation.WRITE:
+            return False
+        torn = faults.at(DISK_TORN, *where)
+        if torn is not None:
+            self._tear(request, torn)
+        return torn is not None
+
+    def _tear(self, request: DiskRequest, why: Injection) -> None:
+        """Fewer than all sectors of a write land, from the first on."""
+        if request.operation == Operation.WRITE and not self.read_only:
+            landed = why.below(request.sectors)
+            if landed:
+                self._medium.write_from(
+                    request.sector, cut(self._memory.views(request.pieces), 0, landed * SECTOR))
 
     def _count(self, request: DiskRequest) -> None:
         counters, operation, sectors = self.counters, request.operation, request.sectors

@@ -29,13 +29,14 @@ class HostFile:
     Errors of opening are MediumError, errors of transfers OSError.
     """
 
-    __slots__ = ("_holes", "descriptor", "path", "size")
+    __slots__ = ("_holes", "_lost", "descriptor", "path", "size")
 
     def __init__(self, path: str, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
         self.size = os.lseek(descriptor, 0, os.SEEK_END)
         self._holes = _FALLOCATE is not None
+        self._lost = False
 
     @classmethod
     def open(cls, path: str | Path, write: bool) -> HostFile:
@@ -123,8 +124,16 @@ class HostFile:
                     part = _after(part, moved)
 
     def flush(self) -> None:
-        """The data is on the host's disk."""
-        os.fdatasync(self.descriptor)
+        """The data is on the host's disk. Once the host could not do that, it is never believed again: it
+        forgets what it failed to write, and the next call would succeed.
+        """
+        if self._lost:
+            raise OSError(errno.EIO, f"{self.path} has lost data")
+        try:
+            os.fdatasync(self.descriptor)
+        except OSError:
+            self._lost = True
+            raise
 
     def punch(self, offset: int, length: int) -> None:
         """Zeros without space of their own; zeros that take space where the file system knows no holes."""

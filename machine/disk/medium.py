@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -46,6 +47,9 @@ class Medium(ABC):
     @abstractmethod
     def close(self) -> None:
         """Flush and let go. Harmless when done before; MediumError when the host could not keep the data."""
+
+    def power_cut(self, chance: random.Random) -> None:
+        """The emulated drive has lost its power: what was not flushed may be lost, as `chance` has it."""
 
     def read(self, sector: int, sectors: int) -> bytes:
         """A copy of these sectors."""
