@@ -13,6 +13,10 @@ import numpy as np
 
 from firmware.abi import xen
 from firmware.console import ConsoleIo, DomainConsole
+from firmware.disk.attach import Disks
+from firmware.disk.backend import BlockBackend
+from firmware.disk.extents import Extent
+from firmware.disk.vbd import VirtualDisk
 from firmware.domain.builder import build
 from firmware.domain.context import Contexts, start_of_day
 from firmware.domain.domain import Domain, DomainState
@@ -49,6 +53,7 @@ from firmware.traps.segments import Segments
 from firmware.vcpus import VCpuOps, time_info
 from firmware.version import Version
 from machine.core import Core
+from machine.disk import Disk
 from machine.machine import Machine
 
 FRAMES_A_MIB: Final = 256
@@ -77,6 +82,7 @@ class DomainConfig:
     vcpus: int = 1
     cmdline: bytes = b""
     ramdisk: bytes | None = None
+    disks: tuple[VirtualDisk, ...] = ()
     scheduling: Scheduling = ANYWHERE
 
 
@@ -107,6 +113,7 @@ class Hypervisor:
         self.scheduling = SchedulerControl(self.scheduler)
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
+        self.disks = Disks(machine.memory, self.memory, self.store, log)
         self._next_domain = 1
         frames = machine.memory.frames
         self._cpuid = {pv32: CpuidPolicy(pv32=pv32, frames=frames) for pv32 in (False, True)}
@@ -181,8 +188,8 @@ class Hypervisor:
     # --- domains --------------------------------------------------------------------------------------------
 
     def create_domain(self, config: DomainConfig) -> Domain:
-        """Build a domain and let its vCPU 0 run. DomainError, ImageError or BuildError say what is wrong, in
-        one sentence.
+        """Build a domain and let its vCPU 0 run. DomainError, DiskError, ImageError or BuildError say what is
+        wrong, in one sentence.
         """
         if not 1 <= config.vcpus <= MOST_VCPUS:
             raise DomainError(f"a domain has 1 to {MOST_VCPUS} vCPUs, not {config.vcpus}")
@@ -192,6 +199,7 @@ class Hypervisor:
                 f"domain {config.name!r} asks for {config.memory_mib} MiB and the machine has "
                 f"{self.memory.heap.free // FRAMES_A_MIB} MiB free: give the machine more memory"
             )
+        self.disks.check(config.disks)
         number = self._next_domain
         pv32 = config.image.width == 32
         uuid = domain_uuid(number, self.seed)
@@ -281,6 +289,28 @@ class Hypervisor:
             SharedRing(machine_memory, built.store_mfn << 12),
             lambda: domain.events.raise_port(store_port),
         )
+        for disk in config.disks:
+            self.disks.attach(domain, disk)
+
+    def attach_disk(
+        self,
+        domain: Domain,
+        vdev: str,
+        disk: Disk,
+        *,
+        readonly: bool = False,
+        extents: tuple[Extent, ...] | None = None,
+        shared: bool = False,
+    ) -> BlockBackend:
+        """Offer a disk, or ranges of it, to a domain that may be running. DiskError or ValueError, in one
+        sentence.
+        """
+        made = VirtualDisk(vdev, disk, read_only=readonly, extents=extents, shared=shared)
+        return self.disks.attach(domain, made)
+
+    def detach_disk(self, domain: Domain, vdev: str, *, force: bool = False) -> bool:
+        """Take a disk away; whether it is gone, or the guest has yet to let go of it. DiskError."""
+        return self.disks.detach(domain, vdev, force=force)
 
     def _shared_info(self, domain: Domain) -> None:
         """vcpu_info of the first vCPUs, upcalls masked; the wall clock. No event is masked, as a toolstack
@@ -317,6 +347,7 @@ class Hypervisor:
         for vcpu in domain.vcpus:
             self.timers.stop_all(vcpu)
         self.sched_ops.forget(domain)
+        self.disks.ended(domain)
         domain.console.drain()
         self.store.domain_stopped(domain.id)
         if domain.on_end is not None:
@@ -326,6 +357,7 @@ class Hypervisor:
         """Take an ended domain away: every frame it had is free again. ValueError when it still runs."""
         if not domain.state.ended:
             raise ValueError(f"domain {domain.name!r} has not ended")
+        self.disks.destroyed(domain)
         for vcpu in domain.vcpus:
             self.scheduler.remove(vcpu)
         self.scheduler.pools[domain.vcpus[0].pool].policy.forget_domain(domain.id)

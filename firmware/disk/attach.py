@@ -56,33 +56,27 @@ class Disks:
                 return backend
         return None
 
-    def check(
-        self, disks: Sequence[VirtualDisk], domain: Domain | None = None, *, shared: bool = False
-    ) -> None:
-        """DiskError when these cannot all be attached to a domain, a new one if none is given.
-
-        `shared`: that another disk uses the same sectors, and one of them writes, is wanted.
-        """
+    def check(self, disks: Sequence[VirtualDisk], domain: Domain | None = None) -> None:
+        """DiskError when these cannot all be attached to a domain, a new one if none is given."""
         numbers = {backend.disk.number for backend in self.of(domain)} if domain is not None else set()
-        used = [] if shared else [backend.disk for backend in self._backends.values()]
+        used = [backend.disk for backend in self._backends.values()]
         for disk in disks:
             if disk.number in numbers:
                 raise DiskError(f"there are two disks {disk.name}: give each another name")
             clash = next((other for other in used if disk.clashes(other)), None)
-            if clash is not None:
+            if clash is not None and not disk.shared:
                 raise DiskError(
                     f"disk {disk.name} uses sectors of {disk.disk.name or 'a disk'} that {clash.name} uses "
                     "too, and one of them may write there: make both read-only, or say that they are shared"
                 )
             numbers.add(disk.number)
-            if not shared:
-                used.append(disk)
+            used.append(disk)
 
-    def attach(self, domain: Domain, disk: VirtualDisk, *, shared: bool = False) -> BlockBackend:
+    def attach(self, domain: Domain, disk: VirtualDisk) -> BlockBackend:
         """Offer a disk to a domain, which may be running. DiskError when it cannot be (see `check`)."""
         if domain.state.ended:
             raise DiskError(f"domain {domain.name!r} has ended")
-        self.check((disk,), domain, shared=shared)
+        self.check((disk,), domain)
         frontend = f"{paths.home(domain.id)}/device/vbd/{disk.number}"
         backend = f"{paths.home(KEEPER)}/backend/vbd/{domain.id}/{disk.number}"
         made = BlockBackend(

@@ -12,11 +12,12 @@ class VirtualDisk:
     """Extents of an emulated disk under a device number. ValueError, in one sentence, when it cannot be.
 
     Without `extents` it is the whole disk. `discard` False withholds discard from the guest, `persistent`
-    False persistent grants.
+    False persistent grants. `shared`: that another virtual disk uses the same sectors is wanted.
     """
 
     __slots__ = (
         "cdrom", "discard", "disk", "extents", "name", "number", "persistent", "read_only", "sectors",
+        "shared",
     )
 
     def __init__(
@@ -29,6 +30,7 @@ class VirtualDisk:
         cdrom: bool = False,
         discard: bool = True,
         persistent: bool = True,
+        shared: bool = False,
     ) -> None:
         self.number = vdev.number(name)
         self.name = vdev.name(self.number)
@@ -39,6 +41,7 @@ class VirtualDisk:
         self.cdrom = cdrom
         self.discard = discard and not self.read_only
         self.persistent = persistent
+        self.shared = shared
 
     @property
     def info(self) -> int:
