@@ -102,8 +102,10 @@ class Recorder:
         self._mend(core, "cpuid")
 
 
-def machine(cores: int = 1, memory: int = 64 << 20, **config: Any) -> Machine:
-    return Machine(MachineConfig(topology=Topology(1, cores, 1), memory=memory, **config))
+def machine(
+    cores: int = 1, memory: int = 64 << 20, topology: Topology | None = None, **config: Any
+) -> Machine:
+    return Machine(MachineConfig(topology=topology or Topology(1, cores, 1), memory=memory, **config))
 
 
 def degraded() -> EngineOptions:

@@ -317,9 +317,12 @@ def test_profile_keeps_host_times_and_changes_nothing() -> None:
         with Rig("mov ecx, 200\nl: mov ebx, ecx\nsyscall\nmov ecx, ebx\ndec ecx\njnz l\nint 0x90") as rig:
             rig.machine.profile = profile
             rig.handler.on["syscall"] = lambda core: None
+            rig.machine.clock.at(500, lambda _: None)
             rig.run()
             counters = rig.machine.counters
             assert (counters.run_ns > counters.slice_ns > counters.callback_ns > 0) == profile
+            between = counters.run_ns - counters.slice_ns
+            assert (between > counters.dispatch_ns + counters.event_ns > counters.event_ns > 0) == profile
             ends.append((rig.core.now(), len(rig.handler.traps)))
     assert ends[0] == ends[1]
 

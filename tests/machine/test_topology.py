@@ -30,6 +30,23 @@ def test_refused(text: str) -> None:
         Topology.parse(text)
 
 
+def test_relations() -> None:
+    topology = Topology(2, 3, 4)
+    for cpu in range(topology.cpus):
+        socket, core, thread = topology.position(cpu)
+        assert topology.socket_of(cpu) == socket
+        assert topology.core_of(cpu) == socket * 3 + core
+        near = [other for other in range(24) if topology.core_of(other) == topology.core_of(cpu)]
+        assert near.index(cpu) == thread
+        near.remove(cpu)
+        assert topology.siblings(cpu) == tuple(near)
+    assert Topology(1, 8, 1).siblings(5) == ()
+    for ask in (topology.siblings, topology.core_of, topology.socket_of):
+        for cpu in (-1, 24):
+            with pytest.raises(ValueError, match=f"no CPU {cpu}"):
+                ask(cpu)
+
+
 def test_threads_are_neighbours() -> None:
     topology = Topology(2, 4, 2)
     assert [topology.position(cpu) for cpu in (0, 1, 2, 7, 8, 15)] == [
