@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from firmware.domain.vcpu import VCpu
-from firmware.sched.parameters import Parameter, ParameterError, Value, checked, defaults
+from firmware.sched.parameters import ParameterError, Value, checked
+from firmware.sched.tunable import Tunable
 
 if TYPE_CHECKING:
     from firmware.domain.domain import Domain
@@ -52,50 +53,27 @@ class Pool(Protocol):
         """A timer of the policy. One that repeats must end when nothing is runnable: it keeps time going."""
 
 
-class Policy(ABC):
+class Policy(Tunable, ABC):
     """One scheduling policy on one pool.
 
     Who runs is not queued: `pick` takes a vCPU off the policy's queues, and hands the one that ran back as
     `current`. `settings` are the policy's own parameters, `share_of` those of a domain or vCPU.
     """
 
-    name: ClassVar[str]
-    SETTINGS: ClassVar[Sequence[Parameter]] = ()
-    """Parameters of the policy as a whole."""
-    SHARES: ClassVar[Sequence[Parameter]] = ()
-    """Parameters of a domain; with `PER_VCPU`, of each vCPU."""
     PER_VCPU: ClassVar[bool] = False
     """Whether single vCPUs can have shares that differ from their domain's (as `xl sched-rtds -v`)."""
 
     def __init__(self, pool: Pool, settings: Mapping[str, Value] | None = None) -> None:
+        super().__init__(settings)
         self.pool = pool
-        self.settings: dict[str, Value] = defaults(self.SETTINGS)
-        self.settings.update(checked(self.name, self.SETTINGS, settings or {}))
-        self._shares: dict[tuple[int, int | None], dict[str, Value]] = {}
 
     # -- parameters
 
-    def tune(self, values: Mapping[str, Value], now: int) -> None:
-        """Change parameters of the policy while it runs. ParameterError says what is wrong, and nothing has
-        changed then.
-        """
-        new = {**self.settings, **checked(self.name, self.SETTINGS, values)}
-        self.admit_settings(new)
-        self.settings = new
-        self.tuned(now)
-
     def share_of(self, vcpu: VCpu) -> dict[str, Value]:
         """The parameters that hold for a vCPU: its own, its domain's, or the defaults."""
-        shares = self._shares
+        shares = self.shares
         domain = vcpu.domain.id
         return (shares.get((domain, vcpu.id)) if self.PER_VCPU else None) or self.domain_share(domain)
-
-    def domain_share(self, domain: int) -> dict[str, Value]:
-        """The parameters of a domain by its id."""
-        found = self._shares.get((domain, None))
-        if found is None:
-            found = self._shares[domain, None] = defaults(self.SHARES)
-        return found
 
     def set_share(self, domain: Domain, values: Mapping[str, Value], now: int,
                   vcpu: VCpu | None = None) -> None:
@@ -108,25 +86,14 @@ class Policy(ABC):
         self.admit_share(whom, new)
         if vcpu is None:
             for each in domain.vcpus:
-                self._shares.pop((domain.id, each.id), None)
-        self._shares[domain.id, None if vcpu is None else vcpu.id] = new
+                self.shares.pop((domain.id, each.id), None)
+        self.shares[domain.id, None if vcpu is None else vcpu.id] = new
         self.share_changed(whom, now)
-
-    def forget_domain(self, domain: int) -> None:
-        """The domain is gone from the pool: so are its parameters."""
-        for key in [key for key in self._shares if key[0] == domain]:
-            del self._shares[key]
-
-    def admit_settings(self, values: Mapping[str, Value]) -> None:
-        """Raise ParameterError when these settings, each in its range, do not go together."""
 
     def admit_share(self, vcpus: Sequence[VCpu], values: Mapping[str, Value]) -> None:
         """Raise ParameterError when these vCPUs cannot have this share (a reservation beyond the pool's
         capacity).
         """
-
-    def tuned(self, now: int) -> None:
-        """`settings` have changed."""
 
     def share_changed(self, vcpus: Sequence[VCpu], now: int) -> None:
         """The shares of these vCPUs have changed; those not inserted yet may be among them."""
