@@ -6,7 +6,7 @@ socket, then the rest of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from firmware.domain.vcpu import VCpu
@@ -81,17 +81,42 @@ class Placement:
             allowed = preferred
         return self.nearest(last, self.whole(idle) & allowed or allowed)
 
+    def initial(self, vcpu: VCpu, load: Mapping[int, int], cpus: int) -> int:
+        """Where a new vCPU goes among `cpus` (a set): to the logical CPU with the least `load`, and among
+        equal ones to the core, then to the socket, with the least, the lowest number first; where its soft
+        affinity lies before elsewhere. Its hard affinity allows some of them.
+        """
+        allowed = cpus & vcpu.hard_affinity
+        allowed = allowed & vcpu.soft_affinity or allowed
+        by_core: dict[int, int] = {}
+        by_socket: dict[int, int] = {}
+        siblings, sockets = self.sibling_mask, self.socket_mask
+        for cpu, here in load.items():
+            core, socket = siblings[cpu], sockets[cpu]
+            by_core[core] = by_core.get(core, 0) + here
+            by_socket[socket] = by_socket.get(socket, 0) + here
+        return min((cpu for cpu in load if allowed >> cpu & 1),
+                   key=lambda cpu: (load[cpu], by_core[siblings[cpu]], by_socket[sockets[cpu]], cpu))
+
     def better(self, vcpu: VCpu, core: int, idle: int) -> int | None:
-        """A wholly idle core for a vCPU that runs beside a busy sibling; None when there is nothing to gain.
+        """A better idle place for a vCPU that runs: where its soft affinity lies, if it runs elsewhere; a
+        wholly idle core, if it runs beside a busy sibling. None when there is nothing to gain.
 
         `idle` holds idle logical CPUs only, so `core` itself is not among them.
         """
+        allowed = idle & vcpu.hard_affinity
+        if not allowed:
+            return None
+        preferred = allowed & vcpu.soft_affinity
+        if not vcpu.soft_affinity >> core & 1:
+            if preferred:
+                return self.nearest(core, self.whole(idle) & preferred or preferred)
+        else:
+            allowed = preferred
         siblings = self.sibling_mask[core] & ~(1 << core)
         if not siblings or siblings & idle == siblings:
             return None
-        free = self.whole(idle) & vcpu.hard_affinity
-        if vcpu.soft_affinity >> core & 1:
-            free &= vcpu.soft_affinity
+        free = self.whole(idle) & allowed
         return self.nearest(core, free) if free else None
 
     def levels(self, cpu: int) -> tuple[int, int, int]:
@@ -99,14 +124,26 @@ class Placement:
         siblings, socket = self.sibling_mask[cpu], self.socket_mask[cpu]
         return siblings & ~(1 << cpu), socket & ~siblings, self.all & ~socket
 
-    def steal(self, thief: int, waiting: int, take: Callable[[int, int], VCpu | None]) -> VCpu | None:
+    def steal(self, thief: int, waiting: int, take: Callable[[int, int], VCpu | None],
+              suits: Callable[[int, int], bool] | None = None) -> VCpu | None:
         """Work for a logical CPU that would idle: siblings' queues first, then its socket's, then the rest.
 
         `waiting`: logical CPUs on whose queues somebody waits. `take(victim, thief)` takes one off that queue
         that may run on the thief (not pinned elsewhere, not capped; never one that runs), or returns None.
+        `suits(victim, thief)`: somebody waits there whose soft affinity names the thief; at each distance
+        such a queue is asked first.
         """
         for level in self.levels(thief):
             left = waiting & level
+            if suits is not None:
+                asked = left
+                while asked:
+                    victim = following(thief, asked)
+                    asked &= ~(1 << victim)
+                    if suits(victim, thief):
+                        found = take(victim, thief)
+                        if found is not None:
+                            return found
             while left:
                 victim = following(thief, left)
                 found = take(victim, thief)
