@@ -82,6 +82,20 @@ class Flash:
         part = self.part
         return Head(1 + part.channels + part.channels * part.dies, part.channels * part.dies)
 
+    def worst(self, operation: Operation, sectors: int) -> int:
+        """See `Model`: pages as unevenly on dies and channels as they can lie, each read first, and an
+        erasure under way on each.
+        """
+        part = self.part
+        if operation > Operation.WRITE:
+            return part.command
+        pages = sectors // self._page_sectors + 2
+        on_die = -(-pages // (part.channels * part.dies)) + 1
+        on_channel = -(-pages // part.channels) + 1
+        cells = on_die * (part.sense + part.program) + (on_die // part.pages_per_block + 2) * part.erase
+        link = sectors * SECTOR * _NS // part.link_rate
+        return part.command + link + cells + 2 * on_channel * part.move
+
     def reach(self, request: DiskRequest, head: Head, now: int) -> int:
         """See `Model`."""
         die = 1 + self.part.channels + self._die(request.sector // self._page_sectors)

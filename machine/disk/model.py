@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .request import DiskRequest
+from .request import DiskRequest, Operation
 
 
 class Head:
@@ -50,6 +50,11 @@ class Model(Protocol):
 
     def service(self, request: DiskRequest, head: Head, now: int) -> int:
         """Nanoseconds from `now`, when work on the request starts, until it is finished. Moves the head."""
+
+    def worst(self, operation: Operation, sectors: int) -> int:
+        """Nanoseconds that `service` never exceeds for a request of that size, wherever it lies, when it is
+        the only one that the drive works on.
+        """
 
     def reach(self, request: DiskRequest, head: Head, now: int) -> int:
         """Nanoseconds from `now` until the first byte could move. Does not move the head."""

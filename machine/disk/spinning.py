@@ -69,9 +69,8 @@ class Spinning:
         drive = self.drive
         operation, sector, sectors = request.operation, request.sector, request.sectors
         if operation == Operation.READ:
-            ahead = sector - head.next_sector
-            if head.next_sector >= 0 and 0 <= ahead < drive.segment:
-                return self._read_on(request, head, now, ahead + sectors) - now
+            if self._comes_by_itself(request, head, now):
+                return self._read_on(request, head, now, sector + sectors - head.next_sector) - now
             end = self._transfer(sector, sectors, self._reach(request, head, now), head)
             head.next_sector, head.next_at = sector + sectors, end
             return end - now
@@ -79,6 +78,19 @@ class Spinning:
         if operation == Operation.WRITE:
             return self._transfer(sector, sectors, self._reach(request, head, now), head) - now
         return max(now, request.submitted + drive.write_overhead) - now
+
+    def worst(self, operation: Operation, sectors: int) -> int:
+        """See `Model`: the longest seek, a whole turn, the slowest zone, every change of track."""
+        drive = self.drive
+        overhead = max(drive.read_overhead, drive.write_overhead)
+        if operation > Operation.WRITE:
+            return overhead
+        per_track = min(zone[2] for zone in self._zones)
+        skew = max(max(zone[3], zone[4]) / zone[2] for zone in self._zones)
+        changes = -(-sectors // per_track) + 1
+        arm = self._curve[-1] + drive.write_settling + drive.head_switch
+        passing = sectors * self._period // per_track + int(changes * skew * self._period)
+        return overhead + arm + self._period + passing + changes
 
     def reach(self, request: DiskRequest, head: Head, now: int) -> int:
         """See `Model`."""
@@ -136,6 +148,18 @@ class Spinning:
             media = self._transfer(head.next_sector + buffered, sectors - buffered, max(media, now), head)
         head.next_sector, head.next_at = request.sector + request.sectors, media
         return max(media, ready + request.sectors * SECTOR * _NS // drive.bus_rate)
+
+    def _comes_by_itself(self, request: DiskRequest, head: Head, now: int) -> bool:
+        """Whether reading on brings the first sector no later than the arm could be there."""
+        ahead = request.sector - head.next_sector
+        if head.next_sector < 0 or not 0 <= ahead < self.drive.segment:
+            return False
+        if not ahead:
+            return True
+        place = head.cylinder, head.surface, head.seeks
+        passed = self._transfer(head.next_sector, ahead, self._on_track(head), head)
+        head.cylinder, head.surface, head.seeks = place
+        return passed <= self._reach(request, head, now)
 
     def _on_track(self, head: Head) -> int:
         """When the head is over the track with which reading goes on."""

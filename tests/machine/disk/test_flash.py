@@ -128,3 +128,19 @@ def test_reach_is_the_wait_for_the_die() -> None:
     model.service(request(Operation.READ, 0, PAGE), head, 0)
     assert model.reach(request(Operation.READ, 0, 1), head, 1000) == READ - 1000
     assert model.reach(request(Operation.READ, PAGE, 1), head, 0) == 0
+
+
+@pytest.mark.parametrize("sectors", [1, 8, 256, 2048])
+def test_nothing_alone_takes_longer_than_the_worst(sectors: int) -> None:
+    rng = random.Random(sectors)
+    model = Flash()
+    head, now = model.head(), 0
+    longest = 0
+    for _ in range(3000):
+        operation = rng.choice((Operation.READ, Operation.WRITE, Operation.WRITE))
+        took = model.service(request(operation, rng.randrange(4096), sectors), head, now)
+        assert took <= model.worst(operation, sectors)
+        longest = max(longest, took)
+        now += took
+    assert longest > model.worst(Operation.WRITE, sectors) * 0.3
+    assert model.service(request(Operation.FLUSH, 0, 0), head, now) == model.worst(Operation.FLUSH, 0)

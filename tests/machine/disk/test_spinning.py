@@ -237,3 +237,40 @@ def test_the_same_requests_take_the_same_time_again() -> None:
         return [done.finished for done in rig.done]
 
     assert once() == once()
+
+
+def test_skipping_what_has_not_passed_yet_is_done_by_the_arm() -> None:
+    model = Spinning(DRIVE.sectors)
+    head = model.head()
+    now = model.service(request(Operation.READ, 0, 8), head, 0)
+    skip = request(Operation.READ, 8 + 500, 8, now)
+    reach = model.reach(skip, head, now)
+    took = model.service(skip, head, now)
+    assert took < DRIVE.read_overhead + TURN + DRIVE.head_switch + TURN // 20
+    assert took - reach == pytest.approx(8 * TURN / 254, rel=0.01)
+
+
+@pytest.mark.parametrize("sectors", [1, 8, 256, 700, 2048])
+def test_nothing_takes_longer_than_the_worst(sectors: int) -> None:
+    rng = random.Random(sectors)
+    starts = [zone_start(zone) for zone in DRIVE.zones[1:]]
+    for density in (1, 3):
+        model = Spinning(DRIVE.sectors * density)
+        head, now, last = model.head(), 0, 0
+        longest = 0
+        worst = max(model.worst(operation, sectors) for operation in (Operation.READ, Operation.WRITE))
+        for _ in range(3000):
+            operation = rng.choice((Operation.READ, Operation.READ, Operation.WRITE))
+            sector = rng.choice((
+                rng.randrange(DRIVE.sectors * density - sectors), 0, DRIVE.sectors * density - sectors,
+                rng.choice(starts) * density - rng.randrange(sectors),
+                min(last + rng.randrange(600), DRIVE.sectors * density - sectors), last,
+            ))
+            took = model.service(request(operation, sector, sectors, now), head, now)
+            assert took <= model.worst(operation, sectors)
+            longest = max(longest, took)
+            now += took + rng.choice((0, 0, rng.randrange(30 * MS)))
+            last = sector + sectors
+            last = min(last, DRIVE.sectors * density - sectors)
+        assert longest > worst * 0.6, "and it is no idle bound"
+    assert model.worst(Operation.FLUSH, 0) == DRIVE.write_overhead
