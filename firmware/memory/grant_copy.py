@@ -32,10 +32,10 @@ class GrantCopy:
         """One copy; the status to store."""
         source, dest, flags = request.source, request.dest, request.flags
         for end, flag in ((source, abi.GNTCOPY_source_gref), (dest, abi.GNTCOPY_dest_gref)):
-            if end.domid != DOMID_SELF and not flags & flag:
-                return {"status": abi.GNTST_permission_denied}
             if self._any_domain(vcpu, end.domid) is None:
                 return {"status": abi.GNTST_bad_domain}
+            if end.domid != DOMID_SELF and not flags & flag:
+                return {"status": abi.GNTST_permission_denied}
         held: list[Callable[[], None]] = []
         try:
             status, origin = self._claim_buffer(vcpu, source, flags & abi.GNTCOPY_source_gref, True, held)
@@ -100,14 +100,23 @@ class GrantCopy:
         active = table.active.get(ref)
         if active is not None and (active.domid != domid or active.full):
             return abi.GNTST_general_error, nothing
+        transitive = table.version == 2 and low & abi.GTF_type_mask == abi.GTF_transitive
         if active is None or (not readonly and not active.writers):
             status = table.claim(ref, low, domid, pinned=active is not None, readonly=readonly, mapping=False)
             if status != abi.GNTST_okay:
                 return status, nothing
-            if active is not None and low & abi.GTF_type_mask != abi.GTF_transitive and high != active.mfn:
+            if active is not None and not transitive and high != active.mfn:
                 table.release(ref, active, readonly=readonly)
                 return abi.GNTST_general_error if self._owned(table, high) else abi.GNTST_bad_page, nothing
         fresh = active is None
+        if active is not None and transitive:
+            status, buffer = self._through(table, low, high, readonly, held, depth)
+            same = active.transitive == (low >> 32 & 0xFFFF, high & 0xFFFF_FFFF)
+            if status == abi.GNTST_okay and not (same and buffer == (active.mfn, active.start, active.length)):
+                status = abi.GNTST_eagain
+            if status != abi.GNTST_okay:
+                table.release(ref, active, readonly=readonly)
+                return status, nothing
         if active is None:
             status, active = self._activate(table, ref, low, high, domid, readonly, held, depth)
             if active is None:
@@ -152,16 +161,11 @@ class GrantCopy:
         """Begin to use an entry that was idle."""
         flags = low & 0xFFFF
         if table.version == 2 and flags & abi.GTF_type_mask == abi.GTF_transitive:
-            remote = self._domains.by_id(low >> 32 & 0xFFFF)
-            if depth or remote is None or flags & abi.GTF_sub_page:
-                status = abi.GNTST_general_error
-            else:
-                status, (mfn, start, length) = self._acquire(
-                    remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1
-                )
-                if status == abi.GNTST_okay:
-                    active = table.active[ref] = Active(domid, mfn, start, length, sub_page=True)
-                    return status, active
+            status, (mfn, start, length) = self._through(table, low, high, readonly, held, depth)
+            if status == abi.GNTST_okay:
+                active = table.active[ref] = Active(domid, mfn, start, length, sub_page=True)
+                active.transitive = low >> 32 & 0xFFFF, high & 0xFFFF_FFFF
+                return status, active
         elif table.version == 2 and flags & abi.GTF_sub_page:
             start, length = low >> 32 & 0xFFFF, low >> 48
             active = table.active[ref] = Active(domid, high, start, length, sub_page=True)
@@ -175,6 +179,21 @@ class GrantCopy:
             status = abi.GNTST_bad_page
         table.release(ref, table.active.setdefault(ref, Active(domid, 0)), readonly=readonly)
         return status, None
+
+    def _through(
+        self,
+        table: GrantTable,
+        low: int,
+        high: int,
+        readonly: bool,
+        held: list[Callable[[], None]],
+        depth: int,
+    ) -> tuple[int, tuple[int, int, int]]:
+        """Use the grant a transitive one stands for: another domain's, and no transitive one itself."""
+        remote = self._domains.by_id(low >> 32 & 0xFFFF)
+        if depth or remote is None or remote.memory is table.owner:
+            return abi.GNTST_general_error, (0, 0, 0)
+        return self._acquire(remote, high & 0xFFFF_FFFF, table.owner.id, readonly, held, 1)
 
     def _owned(self, table: GrantTable, mfn: int) -> bool:
         return mfn < self._types.frames.size and self._types.owners[mfn] == table.owner.tag

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware.abi import grant_table as abi
-from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from firmware.abi.xen import DOMID_SELF
 from firmware.hypercalls import CONTINUE, GuestFault
 from firmware.memory.grant_table import GrantTable
@@ -130,8 +130,8 @@ class GrantTableOps:
         if version != table.version:
             if any(ref >= abi.GNTTAB_NR_RESERVED_ENTRIES for ref in table.active):
                 rc = -EBUSY
-            elif not table.set_version(version):
-                rc = -ENOMEM
+            else:
+                rc = -table.set_version(version)
         vcpu.space.write(uop, variant.pack(version=table.version))
         return rc
 
@@ -155,9 +155,7 @@ class GrantTableOps:
         if first != second:
             if first in table.active or second in table.active:
                 return {"status": abi.GNTST_eagain}
-            saved, other = table.words(first), table.words(second)
-            table.store_entry(first, *other)
-            table.store_entry(second, *saved)
+            table.swap(first, second)
         return {"status": abi.GNTST_okay}
 
     def _cache_flush(self, vcpu: VCpu, uop: int, count: int) -> int:
@@ -175,12 +173,10 @@ class GrantTableOps:
     def _flush_one(self, vcpu: VCpu, request: Any) -> int:
         if request.offset + request.length > FRAME or request.offset >= FRAME:
             return -EINVAL
-        if request.op & ~(abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL | abi.GNTTAB_CACHE_SOURCE_GREF):
+        if request.op & ~(abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL):
             return -EINVAL
         if not request.length or not request.op:
             return 0
-        if request.op & abi.GNTTAB_CACHE_SOURCE_GREF:
-            return -EOPNOTSUPP
         mfn = request.a >> 12
         if mfn >= self._types.frames.size:
             return -EINVAL

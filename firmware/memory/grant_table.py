@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from firmware.abi.errno import EBUSY, ENOMEM, ERANGE
 from firmware.abi.grant_table import (
     GNTTAB_NR_RESERVED_ENTRIES,
     GNTST_general_error,
@@ -19,6 +20,7 @@ from firmware.abi.grant_table import (
     GTF_readonly,
     GTF_sub_page,
     GTF_transfer_committed,
+    GTF_transitive,
     GTF_type_mask,
     GTF_writing,
 )
@@ -181,6 +183,17 @@ class GrantTable:
             self._memory.store64(at, low)
             self._memory.store64(at + 8, high)
 
+    def swap(self, first: int, second: int) -> None:
+        """Exchange two entries, in version 2 with their marks."""
+        saved, other = self.words(first), self.words(second)
+        self.store_entry(first, *other)
+        self.store_entry(second, *saved)
+        if self.version == 2:
+            one, two = self._status_address(first), self._status_address(second)
+            marks = self._memory.read(one, 2)
+            self._memory.write(one, self._memory.read(two, 2))
+            self._memory.write(two, marks)
+
     def _address(self, ref: int) -> int:
         if self.version == 1:
             return (self.frames[ref >> 9] << 12) + (ref & 511) * 8
@@ -241,18 +254,28 @@ class GrantTable:
         self.store_flags(ref, GTF_accept_transfer | GTF_transfer_committed)
         return True
 
-    def set_version(self, version: int) -> bool:
-        """Change the layout; the reserved entries are carried over. False when memory is short."""
+    def set_version(self, version: int) -> int:
+        """Change the layout; the reserved entries are carried over. Back to version 1 the status frames go,
+        unless the guest has one mapped. 0, or ENOMEM, EBUSY, ERANGE: then nothing has changed.
+        """
         kept = [self.words(ref) for ref in range(GNTTAB_NR_RESERVED_ENTRIES)]
         marks = [self.status(ref) for ref in range(GNTTAB_NR_RESERVED_ENTRIES)]
+        if version == 1:
+            if any(self._too_wide(low, high) for low, high in kept):
+                return ERANGE
+            for mfn in self.status_frames:
+                if self._heap.mapped(mfn):
+                    self._heap.keep_shared(mfn)
+                    return EBUSY
+            for mfn in self.status_frames:
+                self._heap.unshare(mfn, self.owner)
+            self.status_frames.clear()
         old = self.version
         self.version = version
         if not self.grow(len(self.frames)):
             self.version = old
-            return False
+            return ENOMEM
         for mfn in self.frames:
-            self._memory.fill(mfn << 12, 4096)
-        for mfn in self.status_frames:
             self._memory.fill(mfn << 12, 4096)
         for ref, (low, high) in enumerate(kept):
             low &= 0xFFFF_FFFF
@@ -263,7 +286,13 @@ class GrantTable:
             self.store_entry(ref, low, high)
             if version == 2 and marks[ref]:
                 self._memory.write(self._status_address(ref), marks[ref].to_bytes(2, "little"))
-        return True
+        return 0
+
+    @staticmethod
+    def _too_wide(low: int, high: int) -> bool:
+        """Whether version 1 cannot express an entry: another domain's grant, or a frame above 32 bits."""
+        kind = low & GTF_type_mask
+        return kind == GTF_transitive or (kind == GTF_permit_access and bool(high >> 32))
 
     # Handles
 

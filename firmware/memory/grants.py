@@ -278,7 +278,7 @@ class Grants:
         flags = mapping.flags
         if bus_addr and flags & abi.GNTMAP_device_map:
             if bus_addr != active.mfn << 12:
-                return abi.GNTST_general_error
+                return abi.GNTST_bad_dev_addr
             done |= abi.GNTMAP_device_map
         if host_addr and flags & abi.GNTMAP_host_map:
             if not self._replace(vcpu, host_addr, active.mfn, new_addr, flags):

@@ -145,6 +145,23 @@ class FrameHeap:
         frames.types[mfn] = (ONE | VALIDATED | WRITABLE) if writable else (ONE | VALIDATED | NONE)
         owner.xen_pages += 1
 
+    def mapped(self, mfn: int) -> bool:
+        """Whether a shared frame has references beyond the one that keeps it shared."""
+        count = self._frames.counts[mfn]
+        return count >= (2 * ONE if count & ALLOCATED else ONE)
+
+    def keep_shared(self, mfn: int) -> None:
+        """A mapped frame that its domain had given up is the domain's again."""
+        count = self._frames.counts[mfn]
+        if not count & ALLOCATED:
+            self._frames.counts[mfn] = count + ONE | ALLOCATED
+
+    def unshare(self, mfn: int, owner: MemoryOwner) -> None:
+        """Give back a frame that was shared with `owner` and is not mapped."""
+        if self._frames.owners[mfn] == owner.tag:
+            owner.xen_pages -= 1
+        self.release_xen(mfn)
+
     def release_xen(self, mfn: int) -> None:
         """Give back a frame of `xen_frame`; nothing may refer to it any more."""
         self._frames.stamps[mfn] = self._shootdown.clock

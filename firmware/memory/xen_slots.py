@@ -1,8 +1,9 @@
 """Xen's own slots in every root: what a guest's L4 table holds in entries 256 to 271, and a PAE guest's last
 L2.
 
-Slot 256 is the read-only machine-to-phys table, slot 260 the per-domain area. The other Xen
-slots are empty here: Xen's own memory is not mapped in this machine.
+Slot 256 is the read-only machine-to-phys table, slot 258 the root itself, closed to the guest: nobody uses
+it, but a former root still has it, and cannot be another kind of table for that. Slot 260 is the per-domain
+area. The other Xen slots are empty here: Xen's own memory is not mapped in this machine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Final
 from firmware.memory.heap import FrameHeap
 from firmware.memory.m2p import MachineToPhys
 from firmware.memory.owner import MachineMemory, MemoryOwner
-from firmware.memory.pte import ACCESSED, NO_EXECUTE, PRESENT, USER
+from firmware.memory.pte import ACCESSED, DIRTY, NO_EXECUTE, PRESENT, RW, USER
 
 FIRST_XEN_SLOT: Final = 256
 LAST_XEN_SLOT: Final = 271
 """ROOT_PAGETABLE_FIRST_XEN_SLOT and ROOT_PAGETABLE_LAST_XEN_SLOT (x86 config.h)."""
 M2P_SLOT: Final = 256
+LINEAR_SLOT: Final = 258
 PERDOMAIN_SLOT: Final = 260
 COMPAT_START: Final = 0xF580_0000
 """HYPERVISOR_COMPAT_VIRT_START: where Xen's part of a 32-bit guest's address space begins
@@ -51,8 +53,12 @@ class XenSlots:
         entries = bytearray((LAST_XEN_SLOT + 1 - FIRST_XEN_SLOT) * 8)
         if read_only_m2p:
             entries[0:8] = self.m2p_entry.to_bytes(8, "little")
-        at = (PERDOMAIN_SLOT - FIRST_XEN_SLOT) * 8
-        entries[at : at + 8] = owner.perdomain_entry.to_bytes(8, "little")
+        for slot, entry in (
+            (LINEAR_SLOT, l4 | PRESENT | RW | ACCESSED | DIRTY | NO_EXECUTE),
+            (PERDOMAIN_SLOT, owner.perdomain_entry),
+        ):
+            at = (slot - FIRST_XEN_SLOT) * 8
+            entries[at : at + 8] = entry.to_bytes(8, "little")
         self._memory.write(l4 + FIRST_XEN_SLOT * 8, bytes(entries))
 
     def show_m2p(self, l4: int) -> None:

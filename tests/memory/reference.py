@@ -18,6 +18,8 @@ PRESENT, RW = 1, 2
 ADDRESS = ((1 << 52) - 1) & ~0xFFF
 WRITABLE, DESCRIPTORS = 7, 5
 XEN_SLOTS = range(256, 272)
+LINEAR_FLAGS = 0x8000_0000_0000_0063
+"""Of a root's entry for itself: nothing a guest can reach."""
 COMPAT_FIRST_XEN_SLOT = 428
 
 
@@ -174,7 +176,8 @@ def _check_mappings(world: World, result: Recount) -> None:
             slots = [world.entry(mfn, slot) for slot in XEN_SLOTS]
             assert slots[0] in {0, world.slots.m2p_entry}
             assert slots[4] == domain.memory.perdomain_entry
-            assert not any(slots[1:4])
+            assert slots[2] == mfn << 12 | LINEAR_FLAGS
+            assert not slots[1] and not slots[3]
             assert not any(slots[5:])
         if level != 1:
             continue
