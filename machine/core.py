@@ -168,7 +168,10 @@ class Core:
             cell[_CHUNK] -= units
 
     def pace(self, rate: int) -> None:
-        """From now on a block takes `rate` / 2 ** RATE_SHIFT ns; in the middle of a slice too."""
+        """From now on, also within a slice, a block takes `rate` / 2 ** RATE_SHIFT ns.
+
+        Time stays in whole ns: what is less than one is dropped, here and at the end of a chunk.
+        """
         if rate == self._rate:
             return
         cell, low = self._cell, self._low

@@ -63,9 +63,9 @@ class MachineConfig:
 class Counters:
     """Sums since the machine was built; tuples are indexed by core.
 
-    The ns are host time, for reports, and 0 without `Machine.profile`: `run_ns` of all, `slice_ns` of the slices
-    in it, `callback_ns` of the traps in those; between slices, `dispatch_ns` of the firmware's dispatch and
-    `event_ns` of the events' callbacks. What is left is the run loop's own, and `until`.
+    The ns are host time, for reports, and 0 without `Machine.profile`: `run_ns` of all, `slice_ns` of the
+    slices in it, `callback_ns` of the traps in those; between slices, `dispatch_ns` of the dispatches and
+    `event_ns` of what events call. What is left is the run loop itself, and `until`.
     """
 
     blocks: tuple[int, ...]

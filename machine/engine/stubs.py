@@ -11,7 +11,16 @@ from typing import Any
 from machine import registers as reg
 
 from .errors import UnsupportedEngine
-from .layout import EXCEPTION_NS, MMU_MODES, RATE_SHIFT, TLB_NOTDIRTY, TSC_NS, CellWord, Layout, SharedWord
+from .layout import (
+    EXCEPTION_NS,
+    MMU_MODES,
+    RATE_SHIFT,
+    TLB_NOTDIRTY,
+    TSC_NS,
+    CellWord,
+    Layout,
+    SharedWord,
+)
 from .library import Library
 
 NAMES = (

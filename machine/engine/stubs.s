@@ -106,7 +106,8 @@ block_pending:
     ret
 
 # RDTSC hook (uc, data): edx:eax = the core's time, base + blocks executed * rate. Then the cost goes to the base, and the
-# blocks it would have been leave the budget (and what the chunk will have executed). Returns 1: the instruction is done.
+# blocks that would have fitted into it leave the budget (and what the chunk will have executed): rounded up, so that a slice
+# never ends late; Core.run goes on when it ends early. Returns 1: the instruction is done.
     .balign 16
 rdtsc:
     mov r8, [rdi + {CPU_SLOT}]

@@ -180,6 +180,26 @@ def test_many_small_charges_end_a_slice_in_time() -> None:
         assert rig.core.blocks * 10 + len(rig.handler.traps) * 9 == rig.core.now()
 
 
+@pytest.mark.parametrize("rate", [FULL_SPEED, SHARED])
+@pytest.mark.parametrize("source", ["l: rdtsc\njmp l", "l: hlt"], ids=["time stamps", "faults"])
+def test_what_costs_time_does_not_break_slices_to_pieces(source: str, rate: int) -> None:
+    with Rig(source) as rig:
+        engine, starts = rig.machine._engine, 0
+        plain = engine.start
+
+        def start(rip: int) -> int:
+            nonlocal starts
+            starts += 1
+            return plain(rip)
+
+        engine.start = start  # type: ignore[method-assign]
+        rig.handler.on[13] = lambda core: None
+        rig.core.pace(rate)
+        with engine.translating():
+            rig.core.run(200_000)
+        assert starts <= 3
+
+
 FAULTS = {
     "page fault": ("l: mov rax, [rbx]", 14),
     "general protection": ("l: hlt", 13),
