@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guests
-from tools.oracle import End, OracleError, dom0, domu, mmufuzz, record
+from tools.oracle import End, OracleError, attacks, dom0, domu, mmufuzz, record
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +30,9 @@ def main(arguments: list[str]) -> int:
     fuzz = verbs.add_parser("mmufuzz", help="record what random page-table operations give a true domU")
     fuzz.add_argument("--output", type=Path, default=mmufuzz.PLACE)
     fuzz.set_defaults(act=_mmufuzz)
+    attack = verbs.add_parser("attacks", help="run the attack guests: on real Xen, too, they must fail")
+    attack.add_argument("names", nargs="*", default=list(attacks.RUNNABLE), help="all of them by default")
+    attack.set_defaults(act=_attacks)
     record_verb.set_defaults(act=_record)
     check.set_defaults(act=_check)
     run.set_defaults(act=_run)
@@ -64,6 +67,16 @@ def _record(options: argparse.Namespace) -> int:
     for name in options.guests:
         sys.stderr.write(f"{record.record(name)}\n")
     return 0
+
+
+def _attacks(options: argparse.Namespace) -> int:
+    status = 0
+    for name, result in attacks.run(options.names).items():
+        for line in attacks.surprises(result):
+            status = 1
+            sys.stdout.write(f"{name}: {line}\n")
+        sys.stdout.write(f"{name}: {result.console.count('PASS')} attempts failed\n")
+    return status
 
 
 def _mmufuzz(options: argparse.Namespace) -> int:
