@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from struct import Struct
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from . import registers as reg
 from .engine import (
@@ -78,7 +78,7 @@ class Core:
 
     `current`: the firmware's own, never looked at here. `idle`: dispatch had nothing to run; `Machine.wake`
     ends it. `busy`: dispatch had something, or `Machine.wake` came since. `idle_ns`: time that passed while
-    it was idle. Counters: `flushes`, `page_flushes`, `bank_switches`.
+    it was idle. Counters: `flushes`, `page_flushes`, `frame_flushes`, `bank_switches`.
     """
 
     __slots__ = (
@@ -89,6 +89,7 @@ class Core:
         "_deadline",
         "_engine",
         "_flush",
+        "_flush_frame",
         "_flush_modes",
         "_flush_page",
         "_icount",
@@ -105,6 +106,7 @@ class Core:
         "current",
         "d",
         "flushes",
+        "frame_flushes",
         "handler",
         "idle",
         "idle_ns",
@@ -120,7 +122,7 @@ class Core:
         self.current: object = None
         self.idle = self.busy = False
         self.idle_ns = 0
-        self.flushes = self.page_flushes = self.bank_switches = 0
+        self.flushes = self.page_flushes = self.frame_flushes = self.bank_switches = 0
         self._engine, self._cpu, self._address = engine, cpu, cpu.address
         self._cell, self._low, self._icount = cpu.cell, cpu.low, cpu.icount
         self._units = 0
@@ -137,6 +139,7 @@ class Core:
         self._read_eflags = dll.helper_read_eflags_x86_64
         self._switch_bank: Callable[..., None] = engine.switch_bank
         self.pace(FULL_SPEED)
+        self._flush_frame: Callable[..., int] = engine.flush_frame
         for segment in (reg.SS, reg.DS, reg.ES):
             self.set_segment(segment, 0, 0, _MINUS_ONE, _FLAT_DATA)
         self.set_mode(long=True, cpl=3)
@@ -441,9 +444,20 @@ class Core:
         self.page_flushes += 1
         self._flush_page(self._address, va)
 
+    def flush_frame(self, mfn: int) -> bool:
+        """Drop every translation to a frame from both banks, whatever pages show it.
+
+        False, and nothing done, when the frame may hold translated code: then a whole flush is needed.
+        """
+        if self._flush_frame(self._address, mfn << 12):
+            return False
+        self.frame_flushes += 1
+        return True
+
     def retire(self) -> None:
         """The engine is gone: registers stay readable, everything about translation raises RuntimeError."""
-        self._flush = self._flush_page = self._flush_modes = self._set_page = self._switch_bank = _gone
+        self._flush = self._flush_page = self._flush_modes = self._set_page = _gone
+        self._switch_bank = self._flush_frame = _gone
 
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
         """Put one 4 KiB translation into the live TLB, whatever the tables say; `flush_page` takes it out."""
@@ -453,5 +467,5 @@ class Core:
         self._set_page(self._address, va & mask & (1 << 64) - 1, paddr & mask, protection, mode, FRAME_SIZE)
 
 
-def _gone(*_: int) -> None:
+def _gone(*_: int) -> NoReturn:
     raise RuntimeError("the machine is closed")

@@ -202,7 +202,7 @@ class FrameHeap:
         frames = self._frames
         if count == 1:
             if frames.counts[first] & DIRTY:
-                self._shootdown.everyone(frames.stamps[first])
+                self._shootdown.everyone(frames.stamps[first], first)
                 self._memory.fill(first << 12, 4096)
             return
         dirty = np.flatnonzero(frames.count_array[first : first + count] & np.uint64(DIRTY))

@@ -2,20 +2,34 @@
 
 As in Xen's `flushtlb.c` a global clock counts full flushes. A core remembers the clock of its last full
 flush; a frame is stamped with the clock when its last type reference goes. A core whose last full flush is
-younger than a frame's stamp cannot hold an old translation of it and is left alone.
+younger than a frame's stamp cannot hold an old translation of it and is left alone. One that may is searched
+for translations to the frame, and only those go: Xen, whose processors cannot be searched, flushes all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from firmware.memory.owner import Core, MemoryOwner
+
+FEW: Final = 16
+"""Frames that a core is searched for one by one; for more, a whole flush is cheaper."""
 
 
 class Shootdown:
     """Flushes by owner, by stamp and by page, over the cores of the machine."""
 
-    __slots__ = ("_cores", "_running", "clock", "filtered", "flushed", "flushes", "page_flushes")
+    __slots__ = (
+        "_cores",
+        "_running",
+        "clock",
+        "filtered",
+        "flushed",
+        "flushes",
+        "frame_flushes",
+        "page_flushes",
+    )
 
     def __init__(self, cores: Sequence[Core]) -> None:
         self._cores = tuple(cores)
@@ -24,6 +38,7 @@ class Shootdown:
         self.flushed = [1] * len(self._cores)
         self.flushes = 0
         self.page_flushes = 0
+        self.frame_flushes = 0
         self.filtered = 0
 
     def enter(self, core: Core, owner: MemoryOwner) -> None:
@@ -82,23 +97,35 @@ class Shootdown:
             core.flush_page(va)
             self.page_flushes += 1
 
-    def older(self, owner: MemoryOwner, stamp: int) -> None:
-        """Before a frame with `stamp` changes its type: flush the owner's cores that were not flushed
-        since.
+    def older(self, owner: MemoryOwner, stamp: int, *frames: int) -> None:
+        """Before frames change their type, the youngest of them with `stamp`: the owner's cores that were not
+        flushed since let go of them.
         """
         flushed = self.flushed
         for core in tuple(owner.cores):
             if flushed[core.index] <= stamp:
-                self.core(core)
+                self._forget(core, frames)
             else:
                 self.filtered += 1
 
-    def everyone(self, stamp: int) -> None:
-        """Before a freed frame with `stamp` gets a new owner: flush every core that was not flushed since."""
+    def everyone(self, stamp: int, *frames: int) -> None:
+        """The same on every core, whoever runs there: before freed frames get a new owner. No frames named:
+        all of them.
+        """
         flushed = self.flushed
         for core in self._cores:
             if flushed[core.index] <= stamp and self._running[core.index]:
+                self._forget(core, frames)
+
+    def _forget(self, core: Core, frames: tuple[int, ...]) -> None:
+        if not 0 < len(frames) <= FEW:
+            self.core(core)
+            return
+        for mfn in frames:
+            if not core.flush_frame(mfn):
                 self.core(core)
+                return
+            self.frame_flushes += 1
 
     def _flushed(self, core: Core) -> None:
         self.clock += 1

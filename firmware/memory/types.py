@@ -182,11 +182,11 @@ class PageTypes:
             word |= kind
         types[mfn] = word + ONE
         if changed and foreign:
-            self.shootdown.everyone(self.stamps[mfn])
+            self.shootdown.everyone(self.stamps[mfn], mfn)
         elif changed:
             owner = self._by_tag.get(self.owners[mfn])
             if owner is not None:
-                self.shootdown.older(owner, self.stamps[mfn])
+                self.shootdown.older(owner, self.stamps[mfn], mfn)
         if word & VALIDATED:
             return 0
         if kind in (WRITABLE, SHARED):

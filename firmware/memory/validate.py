@@ -237,9 +237,9 @@ class Validator:
         words = frames.type_array[targets]
         stamp = int(frames.stamp_array[targets].max())
         if (words & _FOREIGN).any():
-            self._types.shootdown.everyone(stamp)
+            self._types.shootdown.everyone(stamp, *targets.tolist())
         else:
-            self._types.shootdown.older(owner, stamp)
+            self._types.shootdown.older(owner, stamp, *targets.tolist())
         frames.type_array[targets] = (words & _NOT_TYPE) | _WRITABLE_VALIDATED
 
     def _promote_l1_each(self, mfn: int, owner: MemoryOwner, slots: list[int]) -> int:

@@ -75,6 +75,8 @@ class Engine:
         except UnsupportedEngine:
             self._give_back()
             raise
+        if not self.degraded:
+            self._interposer.install()
         address = ctypes.addressof(self._shared)
         self.cpus = tuple(CpuState(self.library, layout, template, i, address) for i in range(cores))
         self.shared[SharedWord.RAM] = memory[0]
@@ -93,6 +95,9 @@ class Engine:
         self.switch_bank: Callable[[int, int, int], None] = ctypes.PYFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64
         )(self.stubs.entry["switch_bank"])
+        self.flush_frame: Callable[[int, int], int] = ctypes.PYFUNCTYPE(
+            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64
+        )(self.stubs.entry["flush_frame"])
         self._start = dll.uc_emu_start
         self.select(self.cpus[0])
 
@@ -101,7 +106,6 @@ class Engine:
         handle = ctypes.c_void_p()
         opening: AbstractContextManager[None] = nullcontext()
         if not self.degraded:
-            self._interposer.install()
             opening = self._interposer.opening(self._check)
         with opening:
             if code := dll.uc_open(lib.ARCH_X86, lib.MODE_64, ctypes.byref(handle)):

@@ -42,8 +42,11 @@ class Layout:
     tlb_iotlb: int = 688  # inside CPUTLBDesc: pointer to the iotlb
     tlb_large: int = 0  # inside CPUTLBDesc: large_page_addr
     tlb_used: int = 32  # inside CPUTLBDesc: n_used_entries
+    tlb_victims: int = 48  # inside CPUTLBDesc: vtable
+    tlb_victims_size: int = 512
     tlb_fast: int = 0x8A50 - 64  # CPUTLB.f[3]: mask, table
     tlb_entry_size: int = 64
+    tlb_paddr: int = 24  # inside CPUTLBEntry, behind addr_read, addr_write, addr_code
     tb_header: int = 0xC0  # code of a block begins this far behind its TranslationBlock
     tb_code: int = 32  # TranslationBlock: tc.ptr
     cr3: int = 0x1A8 + 24  # env: cr[3]

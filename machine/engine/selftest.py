@@ -15,6 +15,10 @@ _SENTINEL = 0x5EED_BE00_1122_0000
 _CR0 = reg.CR0_PE | reg.CR0_MP | reg.CR0_ET | reg.CR0_NE | reg.CR0_WP
 _MSR_TSC_AUX = 0xC000_0103
 _LARGEST_TLB = 1 << 22
+_PAGE_SIZE = 0x1000
+_PAGE, _FRAME = 0x5000, 0x1000
+_READ = 1
+_NOTHING = (1 << 64) - 1
 _RDTSCP = 1 << 27  # CPUID 8000_0001 edx
 
 
@@ -129,12 +133,23 @@ def _tlbs(library: Library, layout: Layout, cpu: int) -> None:
         _require(_readable(table, entries * layout.tlb_entry_size), "TLB table")
         iotlb = peek(cpu + layout.tlb_desc + layout.tlb_desc_size * mode + layout.tlb_iotlb)
         _require(_readable(iotlb, entries * 16), "iotlb")
+    victims = cpu + layout.tlb_desc + layout.tlb_victims
+    ends = victims, victims + layout.tlb_victims_size - 8
+    for end in ends:
+        poke(end, 1)
+    library.dll.tlb_set_page_x86_64(cpu, _PAGE, _FRAME, _READ, 0, _PAGE_SIZE)
+    mask, table = peek(cpu + layout.tlb_fast), peek(cpu + layout.tlb_fast + 8)
+    entry = table + (_PAGE // _PAGE_SIZE * layout.tlb_entry_size & mask)
+    _require(peek(entry) == _PAGE and peek(entry + layout.tlb_paddr) == _FRAME, "TLB entry")
     used = cpu + layout.tlb_desc + layout.tlb_used
     dirty = ctypes.c_uint16.from_address(cpu + layout.tlb)
     poke(used, 5)
     dirty.value = 7
     library.dll.tlb_flush_x86_64(cpu)
     _require(peek(used) == 0 and dirty.value == 0, "dirty marks of the TLBs")
+    _require(all(peek(end) == _NOTHING for end in (entry, *ends)), "victim TLB")
+    around = victims - 8, victims + layout.tlb_victims_size
+    _require(all(peek(end) != _NOTHING for end in around), "size of the victim TLB")
     ends = (cpu + layout.jump_cache, cpu + layout.jump_cache + layout.jump_cache_size - 8)
     for end in ends:
         poke(end, 1)

@@ -39,6 +39,7 @@ NAMES = (
     "set_page",
     "time_of_day",
     "switch_bank",
+    "flush_frame",
 )
 FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
@@ -91,6 +92,7 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "TLB_PROTECT_CODE": library.address("tlb_protect_code_x86_64"),
         "TLB_RESET_DIRTY": library.address("tlb_reset_dirty_x86_64"),
         "TLB_SET_DIRTY": library.address("tlb_set_dirty_x86_64"),
+        "TLB_FLUSH_PAGE": library.address("tlb_flush_page_x86_64"),
         "TLB_SET_PAGE": library.address("tlb_set_page_with_attrs_x86_64"),
         "GETTIMEOFDAY": ctypes.cast(libc.gettimeofday, ctypes.c_void_p).value or 0,
         "TIME_CELL": time_cell,
@@ -125,6 +127,10 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "TLB_DESC_SIZE": layout.tlb_desc_size,
         "TLB_DESC_WORDS": layout.tlb_desc_size // 8,
         "TLB_DIRTY": layout.tlb,
+        "TLB_ENTRY_SIZE": layout.tlb_entry_size,
+        "TLB_PADDR": layout.tlb_paddr,
+        "TLB_VICTIMS": layout.tlb_victims,
+        "TLB_VICTIMS_SIZE": layout.tlb_victims_size,
         "BANK_TAG": layout.bank_tag,
         "CR3": layout.cr3,
     }

@@ -438,3 +438,71 @@ switch_bank_word:
     mov [rdi + {BANK_TAG}], rdx
     mov [rdi + {ENV} + {CR3}], rsi
     ret
+
+# flush_frame(cpu, address of a frame): every entry that shows the frame goes, in all banks, whatever its page. Returns 1, and
+# has done nothing, when the frame may hold translated code: a jump cache leads to blocks without a look at the TLB. The mark of
+# an entry goes first, so that the search, which begins anew after each find, ends.
+    .balign 16
+flush_frame:
+    mov rdx, [rdi + {OPAQUE}]
+    mov rdx, [rdx + {SHARED}]
+    mov eax, 1
+    cmp qword ptr [rdx + {COHERENT}], 0
+    je flush_frame_refused
+    mov rcx, rsi
+    shr rcx, 12
+    cmp rcx, [rdx + {FRAMES}]
+    jae flush_frame_refused
+    mov r8, [rdx + {CODE}]
+    cmp byte ptr [r8 + rcx], 0
+    jne flush_frame_refused
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    mov rbx, rdi
+    mov rbp, rsi
+    lea r12, [rbx + {TLB_FAST}]
+    lea r13, [rbx + {TLB_DESC} + {TLB_VICTIMS}]
+    lea r14, [r12 + 16 * {MMU_MODES}]
+flush_frame_mode:
+    mov rdx, [r12 + 8]
+    mov rcx, [r12]
+    add rcx, rdx
+flush_frame_entry:
+    cmp [rdx + {TLB_PADDR}], rbp
+    je flush_frame_found
+    add rdx, {TLB_ENTRY_SIZE}
+    cmp rdx, rcx
+    jbe flush_frame_entry
+    mov rdx, r13
+    lea rcx, [rdx + {TLB_VICTIMS_SIZE}]
+flush_frame_victim:
+    cmp [rdx + {TLB_PADDR}], rbp
+    je flush_frame_found
+    add rdx, {TLB_ENTRY_SIZE}
+    cmp rdx, rcx
+    jb flush_frame_victim
+    add r12, 16
+    add r13, {TLB_DESC_SIZE}
+    cmp r12, r14
+    jb flush_frame_mode
+    xor eax, eax
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+flush_frame_refused:
+    ret
+flush_frame_found:
+    mov qword ptr [rdx + {TLB_PADDR}], -1
+    mov rsi, [rdx]
+    and rsi, [rdx + 8]
+    and rsi, [rdx + 16]
+    and rsi, -4096
+    mov rdi, rbx
+    movabs rax, {TLB_FLUSH_PAGE}
+    call rax
+    jmp flush_frame_mode

@@ -37,6 +37,7 @@ OPERATIONS = {
     "flush page": 4,
     "flush": 1,
     "flush parked": 1,
+    "flush frame": 6,
     "host store": 4,
     "toggle": 6,
     "shadow": 2,
@@ -54,6 +55,7 @@ class Outcome:
     stale_uses: int
     block_hash: int | None
     slow_stores: int
+    dropped: int
 
 
 class Fuzz:
@@ -90,7 +92,7 @@ class Fuzz:
             )
             core.load_root(self.tables[core.index][0].root)
             core.q[reg.RSP] = 0x40F000
-        self.mismatches = self.stale = 0
+        self.mismatches = self.stale = self.dropped = 0
 
     def _space(self, core: int, bank: int) -> Tables:
         tables = Tables(self.machine, 0x100000 + 0x40000 * core + 0x20000 * bank)
@@ -155,6 +157,15 @@ class Fuzz:
         elif operation == "flush parked":
             core.flush_parked()
             self.used[at][1 - bank].clear()
+        elif operation == "flush frame":
+            dropped = core.flush_frame(FRAME[i] >> 12)
+            self.dropped += dropped
+            if not dropped:
+                core.flush()
+            gone = {va for used in self.used[at] for va in used if used[va] == i or not dropped}
+            for used in self.used[at]:  # a page goes from both banks
+                for va in gone:
+                    used.pop(va, None)
         elif operation == "toggle":
             self.bank[at] = 1 - bank
             core.switch_bank(self.tables[at][1 - bank].root, 1 - bank)
@@ -179,4 +190,5 @@ class Fuzz:
             for _ in range(steps):
                 self.step()
             counters = self.machine.counters
-            return Outcome(self.mismatches, self.stale, self.machine.block_hash, counters.slow_stores)
+            found = self.mismatches, self.stale, self.machine.block_hash, counters.slow_stores, self.dropped
+            return Outcome(*found)

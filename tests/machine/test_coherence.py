@@ -19,6 +19,7 @@ def test_no_mismatch(eager: bool, toggles: bool) -> None:
     outcome = Fuzz(1 + eager, EngineOptions(eager=eager), toggles).run(STEPS)
     assert outcome.mismatches == 0
     assert outcome.stale_uses > STEPS // 100
+    assert outcome.dropped > STEPS // 200
 
 
 def test_no_mismatch_as_shipped() -> None:

@@ -10,7 +10,7 @@ from firmware.abi import grant_table as gnt
 from firmware.abi import xen
 from firmware.abi.errno import EBUSY
 from firmware.memory.owner import MemoryOwner
-from firmware.memory.shootdown import Shootdown
+from firmware.memory.shootdown import FEW, Shootdown
 from tests.memory.guest_model import Guest
 from tests.memory.test_mmu import Scene
 from tests.memory.world import PlainCore
@@ -27,6 +27,14 @@ def counts(scene: Scene) -> list[int]:
 
 def since(scene: Scene, before: list[int]) -> list[int]:
     return [core.flushes - was for core, was in zip(scene.world.cores, before, strict=True)]
+
+
+def releases(scene: Scene, mfn: int) -> list[int]:
+    return [core.releases(mfn) for core in scene.world.cores]
+
+
+def let_go(scene: Scene, mfn: int, before: list[int]) -> list[int]:
+    return [now - was for now, was in zip(releases(scene, mfn), before, strict=True)]
 
 
 class TestShootdown:
@@ -61,18 +69,47 @@ class TestShootdown:
         shootdown.everyone(stamp)
         assert [core.flushes for core in cores] == [3, 0]
 
+    def test_few_frames_are_dropped_one_by_one(self, cores: list[PlainCore]) -> None:
+        """Nothing else of the TLB goes, and the clock stands still: it counts whole flushes."""
+        shootdown, owner = Shootdown(cores), MemoryOwner(1)
+        for core in cores:
+            shootdown.enter(core, owner)
+            core.tlb = {(bank, page): (page % 3, True) for bank in (0, 1) for page in range(6)}
+        stamp = shootdown.clock
+        shootdown.older(owner, stamp, 1, 2)
+        shootdown.everyone(stamp, 1, 2)
+        assert (shootdown.clock, shootdown.flushes) == (stamp, 0)
+        assert [core.flushes for core in cores] == [0, 0]
+        assert [core.dropped for core in cores] == [[1, 2, 1, 2]] * 2
+        assert {entry for core in cores for entry in core.tlb.values()} == {(0, True)}
+        assert shootdown.frame_flushes == 8
+
+    def test_many_frames_are_one_flush(self, cores: list[PlainCore]) -> None:
+        shootdown, owner = Shootdown(cores), MemoryOwner(1)
+        shootdown.enter(cores[0], owner)
+        shootdown.older(owner, shootdown.clock, *range(FEW + 1))
+        assert (cores[0].flushes, cores[0].dropped, shootdown.clock) == (1, [], 2)
+
+    def test_frames_with_code_take_a_flush(self, cores: list[PlainCore]) -> None:
+        """Blocks of theirs may be found without a look at the TLB."""
+        shootdown, owner = Shootdown(cores), MemoryOwner(1)
+        shootdown.enter(cores[0], owner)
+        cores[0].code = {7}
+        shootdown.older(owner, shootdown.clock, 6, 7, 8)
+        assert (cores[0].flushes, cores[0].dropped) == (1, [6])
+
 
 class TestTypeChanges:
     def test_what_another_cpu_stores_until_the_flush_is_checked(self, scene: Scene) -> None:
         """The flush ends its last chance to write; only then may the contents be looked at (XSA-401)."""
         table, core, world = scene.table(30), scene.world.cores[1], scene.world
-        flush = core.flush
+        flush = core.flush_frame
 
-        def racing() -> None:
+        def racing(mfn: int) -> bool:
             world.memory.store64(scene.at(table, 3), scene.other.frames[0] << 12 | 0x67)
-            flush()
+            return flush(mfn)
 
-        core.flush = racing  # type: ignore[method-assign]
+        core.flush_frame = racing  # type: ignore[method-assign]
         assert scene.guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == -EBUSY
         assert world.entry(table, 3) == scene.other.frames[0] << 12 | 0x67
         scene.holds()
@@ -89,9 +126,9 @@ class TestTypeChanges:
         for core in world.cores:
             world.shootdown.core(core)
         assert guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0
-        before = counts(scene)
+        before = releases(scene, victim)
         assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, victim) == 0
-        assert since(scene, before) == [1, 1]
+        assert let_go(scene, victim, before) == [1, 1]
         scene.holds()
 
     def test_bulk_takes_the_youngest_stamp(self, scene: Scene) -> None:
@@ -108,9 +145,9 @@ class TestTypeChanges:
         assert guest.extended(xen.MMUEXT_PIN_L2_TABLE, scene.table(31)) == 0
         stamps = world.frames.stamps
         stamps[young], stamps[old] = world.shootdown.clock, 0
-        before = counts(scene)
+        before = releases(scene, young)
         assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
-        assert since(scene, before) == [1, 1]
+        assert let_go(scene, young, before) == [1, 1]
         scene.holds()
 
 
@@ -251,10 +288,10 @@ class TestReuse:
         world.frames.stamps[mfn] = 0
         assert guest.update_va_mapping(scene.domain.va(9), 0, xen.UVMF_NONE) == 0
         assert world.frames.owner_of(mfn) is None
-        before = counts(scene)
+        before = releases(scene, mfn)
         assert world.heap.run(1) == mfn
         world.heap.assign(scene.other.memory, mfn, 1)
-        assert since(scene, before) == [1, 1]
+        assert let_go(scene, mfn, before) == [1, 1]
 
     def test_a_frame_of_xens_too(self, scene: Scene) -> None:
         world = scene.world
@@ -263,11 +300,11 @@ class TestReuse:
             world.shootdown.core(core)
         world.frames.stamps[mfn] = 0
         world.heap.release_xen(mfn)
-        before = counts(scene)
+        before = releases(scene, mfn)
         while (taken := world.heap.run(1)) != mfn:
             assert taken is not None
         world.heap.assign(scene.other.memory, mfn, 1)
-        assert since(scene, before) == [1, 1]
+        assert let_go(scene, mfn, before) == [1, 1]
 
     def test_frames_that_go_in_bulk_are_stamped(self, scene: Scene) -> None:
         guest, world = scene.guest, scene.world

@@ -479,9 +479,10 @@ class TestForeignWriters:
         at = scene.at(scene.other.tables[-1], 3)
         assert neighbour.mmu_update((at, scene.mfn << 12 | 0x61)) == 0
         assert scene.guest.unmap_grant(handle, scene.domain.va(20)) == gnt.GNTST_okay
-        before = [core.flushes for core in scene.world.cores]
-        assert neighbour.extended(xen.MMUEXT_PIN_L1_TABLE, scene.mfn) == 0
-        assert all(core.flushes > was for core, was in zip(scene.world.cores, before, strict=True))
+        mfn, cores = scene.mfn, scene.world.cores
+        before = [core.releases(mfn) for core in cores]
+        assert neighbour.extended(xen.MMUEXT_PIN_L1_TABLE, mfn) == 0
+        assert all(core.releases(mfn) > was for core, was in zip(cores, before, strict=True))
         assert not frames.types[scene.mfn] & FOREIGN
 
     def test_a_writable_mapping_is_remembered(self, scene: Three) -> None:

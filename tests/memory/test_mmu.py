@@ -339,17 +339,17 @@ def test_a_type_change_flushes_only_cores_that_ran_since(scene: Scene) -> None:
     guest, world = scene.guest, scene.world
     core = guest.vcpu.core
     table = scene.table(30)
-    flushes = core.flushes
+    releases = core.releases(table)
     assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
-    assert core.flushes == flushes + 1, "the writable mapping was dropped since the last flush"
+    assert core.releases(table) == releases + 1, "the writable mapping was dropped since the last flush"
     assert guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0
     assert guest.mmu_update((scene.at(scene.l1, 30), table << 12 | 0x63)) == 0
     assert guest.mmu_update((scene.at(scene.l1, 30), table << 12 | 0x61)) == 0
     for each in world.cores:
         world.shootdown.core(each)
-    flushes = core.flushes
+    releases = core.releases(table)
     assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
-    assert core.flushes == flushes
+    assert core.releases(table) == releases
     assert world.shootdown.filtered > 0
 
 
@@ -364,9 +364,9 @@ def test_a_table_done_in_bulk_stamps_and_flushes_too(scene: Scene) -> None:
     world.shootdown.core(core)
     assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, former) == 0
     assert guest.extended(xen.MMUEXT_UNPIN_TABLE, former) == 0
-    flushes = core.flushes
+    releases = core.releases(former)
     assert guest.extended(xen.MMUEXT_PIN_L1_TABLE, table) == 0
-    assert core.flushes == flushes + 1, "a former table became writable"
+    assert core.releases(former) == releases + 1, "a former table became writable"
     scene.holds()
     world.shootdown.core(core)
     assert guest.extended(xen.MMUEXT_UNPIN_TABLE, table) == 0

@@ -75,7 +75,8 @@ class PlainMemory:
 class PlainCore:
     """A core with a TLB and nothing else: it counts what it is asked.
 
-    The TLB maps (bank, page) to (frame, writable); bank 0 is the kernel's, 1 the user's.
+    The TLB maps (bank, page) to (frame, writable); bank 0 is the kernel's, 1 the user's. `code`: frames that
+    may hold translated code, `dropped`: frames it was made to let go of one by one.
     """
 
     def __init__(self, index: int) -> None:
@@ -86,6 +87,8 @@ class PlainCore:
         self.flushes = 0
         self.parked_flushes = 0
         self.pages: list[int] = []
+        self.dropped: list[int] = []
+        self.code: set[int] = set()
         self.entered: list[tuple[int, int, bool]] = []
         self.stepping = False
         self.state = b"state"
@@ -107,6 +110,17 @@ class PlainCore:
         self.pages.append(va)
         for bank in (0, 1):
             self.tlb.pop((bank, va >> 12), None)
+
+    def flush_frame(self, mfn: int) -> bool:
+        if mfn in self.code:
+            return False
+        self.dropped.append(mfn)
+        self.tlb = {key: entry for key, entry in self.tlb.items() if entry[0] != mfn}
+        return True
+
+    def releases(self, mfn: int) -> int:
+        """How often it was made to let go of a frame: of that frame, or of everything."""
+        return self.flushes + self.dropped.count(mfn)
 
     def enter_mapping(self, va: int, paddr: int, writable: bool) -> None:
         self.entered.append((va, paddr, writable))

@@ -24,17 +24,19 @@ AREA: Final = Area(
         "tests/memory/test_calls.py",
     ),
     (
-        Mutant("a change of type flushes", TYPES, "self.shootdown.older(owner, self.stamps[mfn])", "pass"),
+        Mutant(
+            "a change of type flushes", TYPES, "self.shootdown.older(owner, self.stamps[mfn], mfn)", "pass"
+        ),
         Mutant(
             "a change of type flushes before it validates",
             TYPES,
             """\
         if changed and foreign:
-            self.shootdown.everyone(self.stamps[mfn])
+            self.shootdown.everyone(self.stamps[mfn], mfn)
         elif changed:
             owner = self._by_tag.get(self.owners[mfn])
             if owner is not None:
-                self.shootdown.older(owner, self.stamps[mfn])
+                self.shootdown.older(owner, self.stamps[mfn], mfn)
         if word & VALIDATED:
             return 0
         if kind in (WRITABLE, SHARED):
@@ -49,13 +51,13 @@ AREA: Final = Area(
         if kind in (WRITABLE, SHARED):
             types[mfn] |= VALIDATED
             if changed and owner is not None:
-                self.shootdown.older(owner, self.stamps[mfn])
+                self.shootdown.older(owner, self.stamps[mfn], mfn)
             return 0
         failure = self.validator.promote(mfn, kind)
         if changed and foreign:
-            self.shootdown.everyone(self.stamps[mfn])
+            self.shootdown.everyone(self.stamps[mfn], mfn)
         elif changed and owner is not None:
-            self.shootdown.older(owner, self.stamps[mfn])
+            self.shootdown.older(owner, self.stamps[mfn], mfn)
 """,
         ),
         Mutant(
@@ -67,7 +69,7 @@ AREA: Final = Area(
         Mutant(
             "a change of type in bulk flushes",
             VALIDATE,
-            "self._types.shootdown.older(owner, stamp)",
+            "self._types.shootdown.older(owner, stamp, *targets.tolist())",
             "pass",
         ),
         Mutant(
@@ -100,12 +102,30 @@ AREA: Final = Area(
             "owner.cores.append(core)",
             "pass",
         ),
+        Mutant(
+            "every one of some frames is dropped",
+            SHOOTDOWN,
+            "for mfn in frames:",
+            "for mfn in frames[:1]:",
+        ),
+        Mutant(
+            "a frame with code takes a whole flush",
+            SHOOTDOWN,
+            "self.core(core)\n                return\n            self.frame_flushes",
+            "return\n            self.frame_flushes",
+        ),
+        Mutant(
+            "no frames named are all of them",
+            SHOOTDOWN,
+            "if not 0 < len(frames) <= FEW:",
+            "if len(frames) > FEW:",
+        ),
         Mutant("the clock ticks with every flush", SHOOTDOWN, "self.clock += 1", "pass"),
         Mutant(
             "a frame granted for writing is flushed everywhere",
             TYPES,
             "if changed and foreign:\n"
-            "            self.shootdown.everyone(self.stamps[mfn])\n"
+            "            self.shootdown.everyone(self.stamps[mfn], mfn)\n"
             "        elif changed:",
             "if changed:",
         ),
@@ -212,7 +232,7 @@ AREA: Final = Area(
         Mutant(
             "a freed frame is flushed before reuse",
             HEAP,
-            "self._shootdown.everyone(frames.stamps[first])",
+            "self._shootdown.everyone(frames.stamps[first], first)",
             "pass",
         ),
         Mutant(
