@@ -7,6 +7,7 @@ holds the files.
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ AR_MAGIC: Final = b"!<arch>\n"
 AR_HEADER: Final = 60
 """Bytes of an archive member's header: name at 0 (16), decimal length at 48 (10), end mark at 58 (2)."""
 AR_END: Final = b"`\n"
+XZ_MAGIC: Final = b"\xfd7zXZ\0"
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
 LISTS: Final = Path("/var/lib/apt/lists")
 TIMEOUT_S: Final = 600
@@ -144,6 +147,23 @@ def _data_archive(package: Path) -> tuple[str, bytes]:
             return name, data[at : at + length]
         at += length + length % 2
     raise ValueError("its list of members is damaged")
+
+
+def unpacked(data: bytes) -> bytes:
+    """A kernel module as the kernel takes it, however its package has packed it. PackageError when broken."""
+    import zstandard
+    try:
+        if data.startswith(XZ_MAGIC):
+            return lzma.decompress(data)
+        if data.startswith(ZSTD_MAGIC):
+            stream = zstandard.ZstdDecompressor().decompressobj()
+            plain = stream.decompress(data)
+            if not stream.eof:
+                raise ValueError("it ends too early")
+            return plain
+    except (lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
+        raise PackageError(f"a kernel module cannot be unpacked: {error}") from error
+    return data
 
 
 def _open_tar(name: str, data: bytes) -> tarfile.TarFile:

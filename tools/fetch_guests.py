@@ -1,7 +1,8 @@
 """Fetches real guests into the cache: `python -m tools.fetch_guests [--force]`.
 
-GRUB's PV images, a Debian kernel and busybox come from Debian's packages; the uncompressed kernel and the
-initramfs are made from them here. Nothing is installed and no root is needed. What is there and intact stays.
+GRUB's PV images, a Debian kernel with some of its modules, and busybox come from Debian's packages; the
+uncompressed kernel and the initramfs are made from them here. Nothing is installed and no root is needed.
+What is there and intact stays.
 """
 
 from __future__ import annotations
@@ -37,10 +38,15 @@ SOURCES: Final = (
         "grub-i386-xen.bin": r"usr/lib/grub-xen/grub-i386-xen\.bin",
     }),
     Source("busybox-static", {"busybox": r"(usr/)?bin/busybox"}),
-    Source(KERNEL_META, {"vmlinuz": r"boot/vmlinuz-.*"}),
+    Source(KERNEL_META, {
+        "vmlinuz": r"boot/vmlinuz-.*",
+        **{f"{name}.ko": rf"(usr/)?lib/modules/.*/{name}\.ko(\.xz|\.zst)?" for name in initramfs.MODULES},
+    }),
 )
 
-FILES: Final = ("grub-x86_64-xen.bin", "grub-i386-xen.bin", "busybox", "vmlinuz", "vmlinux", *initramfs.INITS)
+FILES: Final = (
+    *(file for source in SOURCES for file in source.files), "vmlinux", *initramfs.INITS, initramfs.DISK,
+)
 """What the cache holds after a fetch."""
 
 
@@ -76,7 +82,8 @@ def _fetch_source(place: Path, manifest: dict[str, guests_cache.Fetched], source
         package = debian.download(name, Path(scratch))
         found = debian.members(package.path, source.files.values())
     for file, expression in source.files.items():
-        _store(place, manifest, file, found[expression], package.name, package.version)
+        data = debian.unpacked(found[expression]) if file.endswith(".ko") else found[expression]
+        _store(place, manifest, file, data, package.name, package.version)
 
 
 def _store(place: Path, manifest: dict[str, guests_cache.Fetched], name: str, data: bytes, package: str,
@@ -94,7 +101,10 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
         _store(place, manifest, "vmlinux", _plain_kernel(place / "vmlinuz"), zipped.package, zipped.version)
     # Cheap enough to make each time, so a changed init is never missed.
     busybox = manifest["busybox"]
-    for name, data in initramfs.build_all((place / "busybox").read_bytes()).items():
+    archives = initramfs.build_all((place / "busybox").read_bytes())
+    modules = {name: (place / f"{name}.ko").read_bytes() for name in initramfs.MODULES}
+    archives[initramfs.DISK] = initramfs.build_disk((place / "busybox").read_bytes(), modules)
+    for name, data in archives.items():
         entry = guests_cache.describe(data, busybox.package, busybox.version)
         if manifest.get(name) != entry or not guests_cache.intact(place / name, entry):
             _store(place, manifest, name, data, busybox.package, busybox.version)

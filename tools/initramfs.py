@@ -1,7 +1,10 @@
-"""The first file system of the Linux guests: busybox, a link for each command, three devices, an init."""
+"""The first file systems of the Linux guests: busybox, a link for each command, three devices, an init, and
+for guests with a disk the drivers they need to mount it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +14,12 @@ WORKLOAD: Final = Path(__file__).parent / "workload"
 
 INITS: Final[dict[str, str]] = {"workload.cpio": "init", "shell.cpio": "shell-init"}
 """Archive -> the file in tools/workload that becomes its /init."""
+
+DISK: Final = "disk.cpio"
+"""The archive of guests whose root file system is on a disk; its /init is tools/workload/disk-init."""
+
+MODULES: Final = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4", "xen-blkfront")
+"""The drivers in it, in the order in which they are loaded."""
 
 FIRST_APPLETS: Final = b"\0[\0[[\0"
 """How busybox's own list of its commands begins (applet_tables.h: names in order, each with a NUL)."""
@@ -32,16 +41,24 @@ def applets(busybox: bytes) -> list[str]:
     return busybox[start + 1 : end].decode("ascii").split("\0")
 
 
-def build(busybox: bytes, init: bytes) -> bytes:
-    """The archive for a busybox binary and an init script."""
+def build(busybox: bytes, init: bytes, more: Iterable[cpio.Entry] = ()) -> bytes:
+    """The archive for a busybox binary, an init script, and more files."""
     entries = [cpio.directory(name) for name in ("bin", "dev", "proc", "sys", "tmp")]
     entries.append(cpio.file("init", init, 0o755))
     entries.append(cpio.file("bin/busybox", busybox, 0o755))
     entries += [cpio.symlink(f"bin/{name}", "busybox") for name in applets(busybox) if name != "busybox"]
     entries += [cpio.character_device(*device) for device in DEVICES]
-    return cpio.archive(entries)
+    return cpio.archive([*entries, *more])
 
 
 def build_all(busybox: bytes) -> dict[str, bytes]:
     """Every archive we make, by file name."""
     return {name: build(busybox, (WORKLOAD / init).read_bytes()) for name, init in INITS.items()}
+
+
+def build_disk(busybox: bytes, modules: Mapping[str, bytes]) -> bytes:
+    """The archive DISK, with the drivers MODULES by name."""
+    entries = [cpio.directory("root"), cpio.directory("modules")]
+    entries.append(cpio.file("modules/order", ("\n".join(MODULES) + "\n").encode()))
+    entries += [cpio.file(f"modules/{name}.ko", modules[name]) for name in MODULES]
+    return build(busybox, (WORKLOAD / "disk-init").read_bytes(), entries)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tools import debian, fetch_guests, guests_cache
+from tools import debian, fetch_guests, guests_cache, initramfs
 
 BUSYBOX = b"\x7fELF\0[\0[[\0cat\0sh\0\0"
 ELF = b"\x7fELF" + bytes(60)
@@ -39,7 +39,11 @@ def bzimage(kernel: bytes) -> bytes:
 PACKAGES: dict[str, dict[str, bytes]] = {
     "grub-xen-host": {f"usr/lib/grub-xen/grub-{arch}-xen.bin": arch.encode() for arch in ("x86_64", "i386")},
     "busybox-static": {"bin/busybox": BUSYBOX},
-    "linux-image-9.8.7-6-amd64": {"boot/vmlinuz-9.8.7-6-amd64": bzimage(ELF)},
+    "linux-image-9.8.7-6-amd64": {
+        "boot/vmlinuz-9.8.7-6-amd64": bzimage(ELF),
+        **{f"lib/modules/9.8.7-6-amd64/kernel/{name}.ko": name.encode() for name in initramfs.MODULES[1:]},
+        f"lib/modules/9.8.7-6-amd64/kernel/{initramfs.MODULES[0]}.ko.xz": lzma.compress(b"packed"),
+    },
 }
 
 
@@ -100,6 +104,8 @@ def test_everything_is_fetched_and_made(place: Path, capsys: pytest.CaptureFixtu
     assert {path.name for path in place.iterdir()} == {*fetch_guests.FILES, "manifest.json"}
     assert (place / "vmlinux").read_bytes() == ELF
     assert (place / "grub-i386-xen.bin").read_bytes() == b"i386"
+    assert (place / "ext4.ko").read_bytes() == b"ext4"
+    assert (place / f"{initramfs.MODULES[0]}.ko").read_bytes() == b"packed"
     assert manifest["vmlinux"].package == "linux-image-9.8.7-6-amd64"
     assert manifest["vmlinux"].version == "1:2-3"
     assert "linux-image-9.8.7-6-amd64 1:2-3" in capsys.readouterr().err
@@ -125,7 +131,7 @@ def test_a_changed_init_is_packed_again(place: Path, tmp_path: Path, monkeypatch
     before = (place / "workload.cpio").read_bytes()
     inits = tmp_path / "inits"
     inits.mkdir()
-    for name in ("init", "shell-init"):
+    for name in ("init", "shell-init", "disk-init"):
         (inits / name).write_bytes(b"#!/bin/sh\n")
     monkeypatch.setattr("tools.initramfs.WORKLOAD", inits)
     assert fetch_guests.main([]) == 0
@@ -223,7 +229,8 @@ def test_a_broken_package(tmp_path: Path, spoil: object, capsys: pytest.CaptureF
 def test_a_kernel_that_is_none(tmp_path: Path, kernel: bytes, complaint: str,
                                capsys: pytest.CaptureFixture[str]) -> None:
     path = next((tmp_path / "shelf").glob("linux*"))
-    path.write_bytes(package({"boot/vmlinuz-9": kernel}))
+    files = PACKAGES["linux-image-9.8.7-6-amd64"] | {"boot/vmlinuz-9.8.7-6-amd64": kernel}
+    path.write_bytes(package(files))
     assert complaint in failure(capsys)
 
 
@@ -257,3 +264,11 @@ def test_packings(tmp_path: Path, packing: str) -> None:
     assert debian.members(path, ["etc/b", "etc/[a]"]) == {"etc/b": b"two", "etc/[a]": b"one"}
     with pytest.raises(debian.PackageError, match="holds no etc/c"):
         debian.members(path, ["etc/c"])
+
+
+def test_modules_are_taken_in_every_packing() -> None:
+    assert debian.unpacked(b"\x7fELF plain") == b"\x7fELF plain"
+    for pack in (lzma.compress, zstandard.compress):
+        assert debian.unpacked(pack(b"\x7fELF module" * 99)) == b"\x7fELF module" * 99
+        with pytest.raises(debian.PackageError, match="cannot be unpacked"):
+            debian.unpacked(pack(bytes(range(256)) * 9)[:40])
