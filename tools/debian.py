@@ -152,17 +152,18 @@ def _data_archive(package: Path) -> tuple[str, bytes]:
 def unpacked(data: bytes) -> bytes:
     """A kernel module as the kernel takes it, however its package has packed it. PackageError when broken."""
     import zstandard
+    whole = True
     try:
         if data.startswith(XZ_MAGIC):
             return lzma.decompress(data)
         if data.startswith(ZSTD_MAGIC):
             stream = zstandard.ZstdDecompressor().decompressobj()
-            plain = stream.decompress(data)
-            if not stream.eof:
-                raise ValueError("it ends too early")
-            return plain
-    except (lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
+            data = stream.decompress(data)
+            whole = stream.eof
+    except (lzma.LZMAError, zstandard.ZstdError) as error:
         raise PackageError(f"a kernel module cannot be unpacked: {error}") from error
+    if not whole:
+        raise PackageError("a kernel module cannot be unpacked: it ends too early")
     return data
 
 
