@@ -464,6 +464,7 @@ class Core:
         mode = MMU_USER if self.d[reg.HFLAGS] & reg.HF_CPL == 3 else MMU_KERNEL
         protection = _PAGE_READ | _PAGE_EXEC | (_PAGE_WRITE if writable else 0)
         mask = -FRAME_SIZE
+        self._engine.reach(self._cpu)
         self._set_page(self._address, va & mask & (1 << 64) - 1, paddr & mask, protection, mode, FRAME_SIZE)
 
 

@@ -16,7 +16,8 @@ class CpuState:
     """A relocated copy of `template` (the address of an initialised CPUState) with TLBs of its own.
 
     `q`, `d`: the register file. `low`: the block budget (one 16-bit word); `icount`: all 32 bits.
-    `cell`: words of CellWord, reached by the native stubs through the opaque pointer.
+    `cell`: words of CellWord, which the native stubs find through the opaque pointer. `reached`: see
+    `Engine.reach`.
     """
 
     __slots__ = (
@@ -31,10 +32,12 @@ class CpuState:
         "icount",
         "low",
         "q",
+        "reached",
     )
 
     def __init__(self, library: Library, layout: Layout, template: int, index: int, shared: int) -> None:
         self._library, self._layout = library, layout
+        self.reached = False
         self._buffer = ctypes.create_string_buffer(layout.cpu_size + _ALIGNMENT)
         self.address = -(-ctypes.addressof(self._buffer) // _ALIGNMENT) * _ALIGNMENT
         ctypes.memmove(self.address, template, layout.cpu_size)

@@ -82,11 +82,8 @@ class Engine:
         self.shared[SharedWord.RAM] = memory[0]
         self.shared[SharedWord.FRAMES] = memory[1] >> 12
         self.shared[SharedWord.CODE] = code_map
-        self.shared[SharedWord.CPUS] = cores
         self.shared[SharedWord.COHERENT] = int(self.lean and options.coherence)
         self.shared[SharedWord.EAGER] = int(self.lean and options.eager)
-        for index, cpu in enumerate(self.cpus):
-            self.shared[SharedWord.FIRST_CPU + index] = cpu.address
         self._slot = lib.view(self.uc + layout.cpu_slot, 8).cast("Q")
         self.current: CpuState | None = None
         self.hooks = Hooks(self)
@@ -133,9 +130,19 @@ class Engine:
     def select(self, cpu: CpuState) -> None:
         """Make this CPU state the one that runs; drops its jump cache, which others do not reach."""
         if cpu is not self.current:
+            if not cpu.reached:
+                self.reach(cpu)
             self._slot[0] = cpu.address
             self._mmuidx(cpu.address, 0)
             self.current = cpu
+
+    def reach(self, cpu: CpuState) -> None:
+        """Its TLBs may hold something from now on: a frame that becomes code is looked for in them too."""
+        if not cpu.reached:
+            cpu.reached = True
+            count = self.shared[SharedWord.CPUS]
+            self.shared[SharedWord.FIRST_CPU + count] = cpu.address
+            self.shared[SharedWord.CPUS] = count + 1
 
     def start(self, rip: int) -> int:
         """Emulate the selected CPU until its budget is used up; a uc_err."""

@@ -79,7 +79,7 @@ class SharedWord:
     RAM = 0  # host address of guest memory
     FRAMES = 1
     CODE = 2  # host address of the byte map "frame holds translated code"
-    CPUS = 3  # number of core addresses from FIRST_CPU on
+    CPUS = 3  # number of core addresses from FIRST_CPU on: of cores whose TLBs may hold something
     HASH = 4
     PROTECTED = 5  # frames that gained code
     SLOW_STORES = 6  # stores that found their entry not yet marked dirty
