@@ -62,6 +62,7 @@ class Overlay(Medium):
             file.flush()
         except OSError as error:
             file.close()
+            Path(path).unlink(missing_ok=True)
             raise MediumError(f"The overlay {path} cannot be written: {error.strerror}.") from error
         return overlay
 

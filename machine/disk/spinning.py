@@ -13,6 +13,7 @@ sectors.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import cache
 from itertools import pairwise
 
 from .drives import CHEETAH_9LP, Drive
@@ -169,7 +170,8 @@ class Spinning:
         return head.next_at if surface == head.surface else head.next_at + self.drive.head_switch
 
 
-def _curve(drive: Drive) -> list[int]:
+@cache
+def _curve(drive: Drive) -> tuple[int, ...]:
     """The time of a seek, by cylinders moved. Beyond the last measured point it goes on with the last
     slope.
     """
@@ -180,4 +182,4 @@ def _curve(drive: Drive) -> list[int]:
     (near, near_ns), (far, far_ns) = points[-2:]
     last = drive.zones[-1].last_cylinder
     curve += [far_ns + (far_ns - near_ns) * (d - far) // (far - near) for d in range(far, last + 1)]
-    return curve
+    return tuple(curve)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from machine.disk import SECTOR, DiskRequest, Operation, RawFile, WriteCache
+from machine.disk import SECTOR, Disk, DiskRequest, Operation, RawFile, Spinning, WriteCache
 from machine.faults import (
     DISK_FLUSH,
     DISK_POWER,
@@ -24,6 +24,7 @@ from machine.faults import (
     PowerCut,
 )
 from tests.machine.disk.rig import Rig
+from tests.machine.rig import Rig as Cores
 
 
 def rig(*faults: Fault, seed: int = 1, **options: Any) -> Rig:
@@ -110,6 +111,19 @@ def test_the_power_fails_once_and_the_machine_stops(tmp_path: Path) -> None:
     after = (tmp_path / "i").read_bytes()
     assert after[:512] == b"a" * 512
     assert set(after[8 * 512 : 16 * 512]) <= {0, ord("b")}
+
+
+def test_a_power_cut_stops_a_running_machine() -> None:
+    with Cores("x: jmp x") as cores:
+        machine = cores.machine
+        disk = Disk(machine.clock, machine.memory, RawFile.temporary(8), Spinning(8),
+                    Faults(1, [Fault(DISK_POWER)]))
+        done: list[DiskRequest] = []
+        disk.submit(DiskRequest(Operation.READ, 0, 1, ((0, 512),), done.append))
+        with pytest.raises(PowerCut):
+            machine.run(deadline_ns=1_000_000_000)
+        assert machine.clock.now < 100_000_000
+        assert done == []
 
 
 def test_power_cuts_at_every_write_keep_what_was_flushed(tmp_path: Path) -> None:

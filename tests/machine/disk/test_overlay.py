@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -75,8 +77,6 @@ def test_no_bit_is_in_the_file_before_its_data_is_safe(
     base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The host's calls, in order: data, wait, bits, wait."""
-    import os
-
     overlay = Overlay.create(tmp_path / "o", base(base_path))
     calls: list[str] = []
     pwritev, fdatasync = os.pwritev, os.fdatasync
@@ -102,9 +102,6 @@ def test_no_bit_is_in_the_file_before_its_data_is_safe(
 def test_a_flush_that_failed_leaves_the_bits_to_the_next(
     base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import errno
-    import os
-
     overlay = Overlay.create(tmp_path / "o", base(base_path))
     overlay.write(7, b"k" * SECTOR)
 
@@ -153,6 +150,18 @@ def test_an_overlay_that_was_cut_off(base_path: Path, tmp_path: Path) -> None:
     (tmp_path / "o").write_bytes(whole[:20])
     with pytest.raises(MediumError, match="is no overlay"):
         Overlay.open(tmp_path / "o", base(base_path))
+
+
+def test_an_overlay_that_cannot_be_written_is_not_left_behind(
+    base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwritev", full)
+    with pytest.raises(MediumError, match=r"^The overlay .*o cannot be written: No space left on device\.$"):
+        Overlay.create(tmp_path / "o", base(base_path))
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_overlay_over_an_overlay(base_path: Path, tmp_path: Path) -> None:

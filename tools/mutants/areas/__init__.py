@@ -16,6 +16,7 @@ from typing import Final
 from tools.mutants.areas import (
     counts,
     descriptors,
+    emulated_disk,
     flushes,
     grants,
     page_types,
@@ -38,4 +39,5 @@ AREAS: Final[tuple[Area, ...]] = (
     grants.AREA,
     stores.AREA,
     vcpus.AREA,
+    emulated_disk.AREA,
 )
