@@ -52,7 +52,7 @@ def test_nobody_is_ahead_by_more_than_the_allowance_and_a_unit(weights: list[int
 @settings(max_examples=25)
 def test_the_schedule_of_hogs_is_that_of_the_paper(weights: list[int], mcu: int, allowance: int) -> None:
     """Turn by turn: the lowest effective virtual time runs until it is past the next by the allowance."""
-    simulator = Simulator(policy="bvt", settings={"mcu_us": mcu, "ctx_allow_us": allowance}, bare=True, log=True)
+    simulator = Simulator("1x1x1", "bvt", {"mcu_us": mcu, "ctx_allow_us": allowance}, bare=True, log=True)
     tasks = [simulator.domain([hog], advance(weight))[0] for weight in weights]
     simulator.run(300 * MS)
     assert simulator.log is not None
@@ -215,7 +215,7 @@ def test_bad_shares_are_refused(share: dict[str, int | str]) -> None:
     assert not simulator.scheduler.pools[0].vcpus
 
 
-@pytest.mark.parametrize("setting", [{"mcu_us": 0}, {"ctx_allow_us": 0}, {"ctx_allow_us": -1}, {"slice_ms": 10}])
+@pytest.mark.parametrize("setting", [{"mcu_us": 0}, {"ctx_allow_us": 0}, {"ctx_allow_us": -1}, {"slice": 10}])
 def test_bad_settings_are_refused(setting: dict[str, int]) -> None:
     with pytest.raises(ParameterError, match=r"^scheduler 'bvt'.* "):
         Simulator(policy="bvt", settings=setting)
@@ -225,7 +225,8 @@ def test_bad_settings_are_refused(setting: dict[str, int]) -> None:
 @settings(max_examples=10)
 def test_nobody_starves_who_mixes_with_random_others(seed: int, topology: str) -> None:
     simulator = Simulator(topology, "bvt", seed=seed)
-    crowd = [simulator.domain([random_mix(3 * MS, 3 * MS)], advance(1 + number % 8))[0] for number in range(9)]
+    mix = random_mix(3 * MS, 3 * MS)
+    crowd = [simulator.domain([mix], advance(1 + number % 8))[0] for number in range(9)]
     simulator.run(SECOND)
     assert min(task.work for task in crowd) > 0
     assert max(max(task.latencies, default=0) for task in crowd) < SECOND / 4
