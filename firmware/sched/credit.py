@@ -66,12 +66,12 @@ class Credit(PerCpu):
     name = "credit"
     SETTINGS = (
         Parameter("tslice_ms", 30, "a vCPU's turn, and how often credit is dealt", "ms", 1, 1000),
-        Parameter("ratelimit_us", 1000, "the least a vCPU runs in turn; 0 for no limit", "us", 0, 500_000),
-        Parameter("vcpu_migration_delay_us", 0, "how long after it ran a vCPU is not stolen", "us", 0, 100_000),
+        Parameter("ratelimit_us", 1000, "the least a vCPU runs; 0 for no limit", "us", 0, 500_000),
+        Parameter("vcpu_migration_delay_us", 0, "so long after it ran it is not stolen", "us", 0, 100_000),
     )
     SHARES = (
         Parameter("weight", DEFAULT_WEIGHT, "share of the machine, relative to others", "", 1, 65_535),
-        Parameter("cap", 0, "the most it may use, in % of one logical CPU; 0 for no limit", "%", 0, 65_535),
+        Parameter("cap", 0, "the most it may use; 100 is one CPU, 0 no limit", "%", 0, 65_535),
     )
 
     def __init__(self, pool: Pool, settings: Mapping[str, Value] | None = None) -> None:

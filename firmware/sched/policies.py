@@ -1,5 +1,5 @@
 """Every scheduling policy there is: importing this registers them."""
 
-from firmware.sched import atropos, bvt, credit, credit2, roundrobin
+from firmware.sched import atropos, bvt, credit, credit2, roundrobin, rtds
 
-__all__ = ["atropos", "bvt", "credit", "credit2", "roundrobin"]
+__all__ = ["atropos", "bvt", "credit", "credit2", "roundrobin", "rtds"]

@@ -7,6 +7,7 @@ among those that it may not.
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Final
 
 from firmware.domain.vcpu import ANY_CPU, VCpu
@@ -56,6 +57,10 @@ class RunQueue:
     def members(self) -> list[VCpu]:
         """All who wait, in the order of the queue."""
         return [entry[2] for entry in sorted(self._entries.values())]
+
+    def some(self, limit: int) -> list[VCpu]:
+        """Up to so many of those who wait, in no particular order, but always the same."""
+        return list(islice(self._entries, limit))
 
     def push(self, vcpu: VCpu, key: int, *, front: bool = False) -> None:
         """Queue a vCPU behind its equals, or (a turn cut short) before them. It is not queued yet."""
