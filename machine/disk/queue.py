@@ -14,8 +14,8 @@ from typing import Final
 from .model import Head, Model
 from .request import DiskRequest, Operation
 
-PATIENCE: Final = 250_000_000
-"""Virtual ns; of the order of the limits in drives with native command queueing."""
+PATIENCE: Final = 1_000_000_000
+"""Virtual ns. Our choice: several times what a queue of random requests takes, so that it seldom decides."""
 
 
 class DriveQueue:

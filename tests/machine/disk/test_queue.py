@@ -58,12 +58,12 @@ def test_nobody_waits_for_ever() -> None:
     submit_read(rig, 0)
     far = submit_read(rig, 17_000_000)
     index = 0
-    for _ in range(500):
+    for _ in range(2000):
         if far in rig.done:
             break
         while rig.disk.in_flight < 8:
-            index += 8
-            submit_read(rig, index)
+            index += 128
+            submit_read(rig, index, 128)
         rig.clock.advance(rig.clock.next() or 0)
     assert PATIENCE <= far.started < PATIENCE + 30_000_000
 
