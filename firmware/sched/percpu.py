@@ -42,6 +42,10 @@ class PerCpu(Policy):
     def contend(self, vcpu: VCpu, core: int, now: int) -> None:
         """The vCPU has come into the queue of a logical CPU that is not idle: poke it where it is to run."""
 
+    def room(self, vcpu: VCpu, cpus: int) -> int:
+        """Those of a set of logical CPUs that may become the home of a vCPU, its affinity aside."""
+        return cpus
+
     def may_migrate(self, vcpu: VCpu, thief: int) -> bool:
         """Whether a vCPU that waits may be stolen (its affinity allows it)."""
         return True
@@ -128,7 +132,7 @@ class PerCpu(Policy):
         """Queue a vCPU where it is best off: on an idle logical CPU, else at home."""
         pool = self.pool
         home = self.home[vcpu]
-        idle = pool.idle
+        idle = self.room(vcpu, pool.idle)
         if idle:
             target = pool.placement.idle_for(vcpu, home, idle)
             if target is not None:
@@ -185,7 +189,7 @@ class PerCpu(Policy):
         beside a busy sibling, to where its soft affinity lies, or out of the way of others who cannot leave.
         """
         pool = self.pool
-        idle = pool.idle & ~(1 << core)
+        idle = self.room(current, pool.idle & ~(1 << core))
         if not idle:
             return False
         target = pool.placement.better(current, core, idle)
