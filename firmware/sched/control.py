@@ -199,6 +199,7 @@ class SchedulerControl:
         if not new_hard & pool.mask:
             raise ParameterError(f"{vcpu!r} could run on none of the CPUs of its pool {pool.name!r}, "
                                  f"{text(pool.cores)}")
+        pool.policy.admit_affinity(vcpu, new_hard)
         now = self._scheduler.now()
         vcpu.hard_affinity, vcpu.soft_affinity = new_hard, new_soft
         pool.policy.affinity_changed(vcpu, now)
@@ -233,6 +234,7 @@ class SchedulerControl:
                 raise ParameterError(
                     f"CPU pool {pool.name!r} cannot give these CPUs away: {vcpu!r} could run nowhere"
                 )
+        pool.policy.admit_loss(going)
 
     def _move(self, core: int, pool: CpuPool) -> None:
         scheduler = self._scheduler

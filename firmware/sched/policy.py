@@ -95,6 +95,14 @@ class Policy(Tunable, ABC):
         capacity).
         """
 
+    def admit_affinity(self, vcpu: VCpu, hard: int) -> None:
+        """Raise ParameterError when this vCPU of the pool cannot have this hard affinity (its reservation)."""
+
+    def admit_loss(self, cores: int) -> None:
+        """Raise ParameterError when the pool cannot do without these logical CPUs, a bit mask (reservations;
+        that everybody still has somewhere to run has been seen to).
+        """
+
     def share_changed(self, vcpus: Sequence[VCpu], now: int) -> None:
         """The shares of these vCPUs have changed; those not inserted yet may be among them."""
 
