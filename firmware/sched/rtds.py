@@ -130,7 +130,6 @@ class Rtds(PerCpu):
     def _no_room(self, share: Mapping[str, Value]) -> ParameterError:
         overhead = self.settings["overhead_us"]
         return ParameterError(f"scheduler 'rtds': {share['budget_us']} us in each {share['period_us']} us, "
-                             
                               f"with {overhead} us of overhead, are not left on any of its CPUs")
 
     def _take_share(self, vcpu: VCpu, server: Server) -> None:
