@@ -96,7 +96,7 @@ class Policy(Tunable, ABC):
         """
 
     def admit_affinity(self, vcpu: VCpu, hard: int) -> None:
-        """Raise ParameterError when this vCPU of the pool cannot have this hard affinity (its reservation)."""
+        """Raise ParameterError when this vCPU cannot have this hard affinity (because of its reservation)."""
 
     def admit_loss(self, cores: int) -> None:
         """Raise ParameterError when the pool cannot do without these logical CPUs, a bit mask (reservations;
