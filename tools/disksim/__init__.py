@@ -1,0 +1,1 @@
+"""Disk scheduling without guests: the real schedulers and the real emulated disk, with workloads as code."""
