@@ -56,6 +56,7 @@ class Disk:
 
     `reorder`: the drive may choose among those it holds (see `machine.disk.queue`); by default they go in
     order, so that whoever submits decides. Data moves between memory and medium when a request finishes.
+    `faults` are asked by the disk's `name`.
     """
 
     __slots__ = (

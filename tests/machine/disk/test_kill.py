@@ -20,6 +20,7 @@ SECTORS = 2048
 STEPS = 1 << 30
 FLUSH_EVERY = 7
 ROOT = Path(__file__).parents[3]
+SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 100))]
 
 
 def opened(kind: str, folder: Path) -> Medium:
@@ -61,7 +62,7 @@ def child(kind: str, folder: str, seed: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")
 @pytest.mark.parametrize("kind", ["raw", "overlay"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_what_was_flushed_survives_the_process(kind: str, seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     (tmp_path / "image").write_bytes(b"".join(content(0, sector) for sector in range(SECTORS)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,22 @@ def test_a_damaged_header(base_path: Path, tmp_path: Path, at: int, what: str) -
     with (tmp_path / "o").open("r+b") as file:
         file.seek(at)
         file.write(b"\xff")
+    with pytest.raises(MediumError, match=what):
+        Overlay.open(tmp_path / "o", base(base_path))
+
+
+@pytest.mark.parametrize(("at", "value", "what"), [
+    (0, 0x66656C69, "is no overlay"), (16, 2, "has version 2; this reads version 1"),
+    (20, 4096, "was made for another base"),
+])
+def test_a_sound_header_of_something_else(
+    base_path: Path, tmp_path: Path, at: int, value: int, what: str,
+) -> None:
+    Overlay.create(tmp_path / "o", base(base_path)).close()
+    header = bytearray((tmp_path / "o").read_bytes()[:64])
+    struct.pack_into("<I", header, at, value)
+    with (tmp_path / "o").open("r+b") as file:
+        file.write(header + struct.pack("<I", zlib.crc32(header)))
     with pytest.raises(MediumError, match=what):
         Overlay.open(tmp_path / "o", base(base_path))
 
