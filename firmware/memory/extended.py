@@ -11,8 +11,20 @@ from firmware.hypercalls import CONTINUE, GuestFault
 from firmware.memory.descriptors import Descriptors
 from firmware.memory.frames import L1_TABLE, L2_TABLE, L3_TABLE, L4_TABLE, WRITABLE
 from firmware.memory.owner import Domains, MemoryOwner, VCpu
-from firmware.memory.requests import COUNT_MASK, PREEMPTED, SLICE, cores_of, page_owner, read_done, write_done
+from firmware.memory.requests import (
+    COUNT_MASK,
+    PREEMPTED,
+    SLICE,
+    WORK_DONE,
+    again_for_result,
+    cores_of,
+    page_owner,
+    read_done,
+    result_of,
+    write_done,
+)
 from firmware.memory.types import PageTypes
+from firmware.memory.validate import INTERRUPTED
 
 
 class ExtendedOps:
@@ -51,7 +63,13 @@ class ExtendedOps:
 
     def mmuext_op(self, vcpu: VCpu, uops: int, count: int, pdone: int, foreigndom: int) -> int:
         """Run `count` extended operations from `uops`; how many were done is added at `pdone`."""
+        types = self._types
+        if not types.begin(vcpu):
+            vcpu.restart(uops, count, pdone, foreigndom)
+            return CONTINUE
         count &= COUNT_MASK
+        if count == WORK_DONE and not uops:
+            return result_of(foreigndom)
         done = 0
         if count & PREEMPTED:
             count &= ~PREEMPTED
@@ -69,7 +87,8 @@ class ExtendedOps:
         commands, unpack = self._commands, variant.codec.unpack
         position = rc = 0
         limit = min(count, SLICE)
-        while position < limit:
+        left = False
+        while position < limit and types.work > 0 and not left:
             try:
                 cmd, arg1, arg2 = unpack(space.read(uops + position * size, size))
             except GuestFault:
@@ -77,15 +96,16 @@ class ExtendedOps:
                 break
             command = commands.get(cmd)
             rc = -ENOSYS if command is None else command(vcpu, arg1, arg2, pages)
+            left = not types.end(vcpu)
             if rc:
                 break
             position += 1
         if pdone:
             write_done(vcpu, pdone, done + position)
-        if rc == 0 and position < count:
+        if rc == INTERRUPTED or (rc == 0 and position < count):
             vcpu.restart(uops + position * size, (count - position) | PREEMPTED, pdone, foreigndom)
             return CONTINUE
-        return rc
+        return again_for_result(vcpu, rc) if left else rc
 
     def _pin_l1(self, vcpu: VCpu, mfn: int, arg2: int, pages: MemoryOwner | None) -> int:
         return self._pin(mfn, vcpu, L1_TABLE)
@@ -120,7 +140,7 @@ class ExtendedOps:
             vcpu.space.root = mfn << 12
             self._shootdown.load_root(vcpu.core, mfn << 12)
             if old:
-                types.put_page_and_type(old)
+                types.replaced(old)
         else:
             if owner.pv32:
                 self._descriptors.drop_ldt(vcpu)
@@ -128,10 +148,15 @@ class ExtendedOps:
         return 0
 
     def load_root(self, vcpu: VCpu, mfn: int) -> int:
-        """Make frame `mfn` the running vCPU's kernel root (MMUEXT_NEW_BASEPTR, MOV to CR3); 0 or a negative
-        errno.
+        """Make frame `mfn` the running vCPU's kernel root (MOV to CR3); 0, a negative errno, or INTERRUPTED:
+        the instruction is to run again.
         """
-        return self._new_baseptr(vcpu, mfn, 0, vcpu.domain.memory)
+        types = self._types
+        if types.begin(vcpu):
+            rc = self._new_baseptr(vcpu, mfn, 0, vcpu.domain.memory)
+            if types.end(vcpu) or rc:
+                return rc
+        return INTERRUPTED
 
     def _new_user_baseptr(self, vcpu: VCpu, mfn: int, arg2: int, pages: MemoryOwner | None) -> int:
         owner = vcpu.domain.memory
@@ -150,7 +175,7 @@ class ExtendedOps:
         vcpu.user_root = mfn
         vcpu.core.flush_parked()
         if old:
-            types.put_page_and_type(old)
+            types.replaced(old)
         return 0
 
     def _flush_local(self, vcpu: VCpu, arg1: int, arg2: int, pages: MemoryOwner | None) -> int:

@@ -84,7 +84,7 @@ class MemoryFloor:
         self.descriptors.drop_gdt(vcpu)
         for root in (vcpu.kernel_root, vcpu.user_root):
             if root:
-                self.types.put_page_and_type(root)
+                self.types.give_up(root)
         vcpu.kernel_root = vcpu.user_root = 0
 
     def name_frames(self, frames: Sequence[int] | np.ndarray[Any, Any]) -> None:
@@ -102,7 +102,7 @@ class MemoryFloor:
         the M2P.
         """
         owner = vcpu.domain.memory
-        result = self.types.get_page_and_type(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
+        result = self.types.take_whole(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
         if not result and not owner.pv32:
             if kernel and not owner.m2p_strict:
                 self.slots.show_m2p(mfn << 12)
@@ -112,7 +112,7 @@ class MemoryFloor:
 
     def give_root(self, mfn: int) -> None:
         """Give back what `take_root` took."""
-        self.types.put_page_and_type(mfn)
+        self.types.give_up(mfn)
 
     def set_gdt(self, vcpu: VCpu, frames: list[int], entries: int) -> int:
         """Use these frames as a vCPU's GDT: 0 or -EINVAL."""

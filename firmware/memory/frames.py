@@ -86,8 +86,10 @@ class FrameTable:
         self.types = _view(self.type_array)
         self.stamps = _view(self.stamp_array)
         self.linear: dict[int, int] = {}
-        self.partial: dict[int, int] = {}
-        """The PARTIAL tables: from which slot on their entries hold nothing."""
+        self.partial: dict[int, tuple[int, bool]] = {}
+        """The PARTIAL tables: from which slot on their entries hold nothing, and whether that slot's entry
+        does hold a reference, though no type reference (nr_validated_ptes, PTF_partial_set).
+        """
         self.lost: dict[int, int] = {}
         """References that nobody will drop while the owner lives: see `validate`."""
 

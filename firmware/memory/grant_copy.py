@@ -36,7 +36,7 @@ class GrantCopy:
                 return {"status": abi.GNTST_bad_domain}
             if end.domid != DOMID_SELF and not flags & flag:
                 return {"status": abi.GNTST_permission_denied}
-        held: list[Callable[[], None]] = []
+        held: list[Callable[[], object]] = []
         try:
             status, origin = self._claim_buffer(vcpu, source, flags & abi.GNTCOPY_source_gref, True, held)
             if status != abi.GNTST_okay:
@@ -58,7 +58,7 @@ class GrantCopy:
                 release()
 
     def _claim_buffer(
-        self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool, held: list[Callable[[], None]]
+        self, vcpu: VCpu, end: Any, by_reference: int, readonly: bool, held: list[Callable[[], object]]
     ) -> tuple[int, tuple[int, int, int]]:
         """Take one end of a copy: (status, (frame, first byte, bytes)). What was taken is noted in `held`."""
         domain = self._any_domain(vcpu, end.domid)
@@ -86,7 +86,7 @@ class GrantCopy:
         ref: int,
         domid: int,
         readonly: bool,
-        held: list[Callable[[], None]],
+        held: list[Callable[[], object]],
         depth: int = 0,
     ) -> tuple[int, tuple[int, int, int]]:
         """Use a grant for one copy (acquire_grant_for_copy): whole page, part of one, or another domain's
@@ -155,7 +155,7 @@ class GrantCopy:
         high: int,
         domid: int,
         readonly: bool,
-        held: list[Callable[[], None]],
+        held: list[Callable[[], object]],
         depth: int,
     ) -> tuple[int, Active | None]:
         """Begin to use an entry that was idle."""
@@ -186,7 +186,7 @@ class GrantCopy:
         low: int,
         high: int,
         readonly: bool,
-        held: list[Callable[[], None]],
+        held: list[Callable[[], object]],
         depth: int,
     ) -> tuple[int, tuple[int, int, int]]:
         """Use the grant a transitive one stands for: another domain's, and no transitive one itself."""

@@ -38,9 +38,21 @@ from firmware.memory.pte import (
     RW,
     USER,
 )
-from firmware.memory.requests import COUNT_MASK, PREEMPTED, SLICE, cores_of, page_owner, read_done, write_done
+from firmware.memory.requests import (
+    COUNT_MASK,
+    PREEMPTED,
+    SLICE,
+    WORK_DONE,
+    again_for_result,
+    cores_of,
+    page_owner,
+    read_done,
+    result_of,
+    write_done,
+)
 from firmware.memory.types import WRITABLE_VALIDATED, PageTypes
 from firmware.memory.update import KERNEL_USER, EntryUpdate
+from firmware.memory.validate import INTERRUPTED
 
 UPDATE_SIZE: Final = 16
 MODE_MASK: Final = 7
@@ -114,11 +126,17 @@ class Mmu:
         Requests are read ahead to the end of their page; an update of anything but an L1 table, which might
         change them, makes the rest be read again.
         """
-        if count == 1 and not pdone and foreigndom == xen.DOMID_SELF:
+        types = self._types
+        if count == 1 and not pdone and foreigndom == xen.DOMID_SELF and not types.unfinished:
             rc = self._one(vcpu, ureqs)
             if rc != NOT_SIMPLE:
                 return rc
+        if not types.begin(vcpu):
+            vcpu.restart(ureqs, count, pdone, foreigndom)
+            return CONTINUE
         count &= COUNT_MASK
+        if count == WORK_DONE and not ureqs:
+            return result_of(foreigndom)
         done = 0
         space = vcpu.space
         if count & PREEMPTED:
@@ -138,14 +156,14 @@ class Mmu:
                 raise
         elif count != 1 and not space.allowed(ureqs, count * UPDATE_SIZE):
             return -EFAULT
-        types, q, store = self._types, self._q, self._memory.store64
+        q, store = self._q, self._memory.store64
         words, counts, owners = types.types, types.counts, types.owners
         size, pv32 = self._size, owner.pv32
         table_tag = owner.tag
         page_tag = owner.tag if pages is owner else -1 if pages is None else pages.tag
         rc = position = 0
         limit = min(count, SLICE)
-        flush = False
+        flush = left = False
         ahead: list[int] = []
         try:
             while position < limit:
@@ -177,9 +195,12 @@ class Mmu:
                     rc = self._other(ptr - mode, new, word, owner, pages, mode == 2)
                     if rc:
                         break
+                    position += 1
                     if L2_TABLE <= kind <= L4_TABLE and word >= ONE:
                         flush = True
-                    position += 1
+                        left = not types.end(vcpu)
+                        if left or types.work <= 0:
+                            break
                     continue
                 index = ptr >> 3
                 old = q[index]
@@ -234,9 +255,11 @@ class Mmu:
             self._shootdown.owner(owner)
         if pdone:
             write_done(vcpu, pdone, done + position)
-        if rc == 0 and position < count:
+        if rc == INTERRUPTED or (rc == 0 and position < count):
             vcpu.restart(ureqs + position * UPDATE_SIZE, (count - position) | PREEMPTED, pdone, foreigndom)
             return CONTINUE
+        if left or not types.end(vcpu):
+            return again_for_result(vcpu, rc)
         return rc
 
     def _one(self, vcpu: VCpu, at: int) -> int:

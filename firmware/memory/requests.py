@@ -6,12 +6,16 @@ from typing import Final
 
 from firmware.abi import xen
 from firmware.abi.errno import EPERM, ESRCH
-from firmware.hypercalls import GuestFault, HypercallError
+from firmware.hypercalls import CONTINUE, GuestFault, HypercallError
 from firmware.memory.owner import DOMID_IO, DOMID_XEN, Core, Domain, Domains, MemoryOwner, VCpu
 
 PREEMPTED: Final = 1 << 31
 """MMU_UPDATE_PREEMPTED (x86 mm.c): this is the rest of a request begun earlier."""
 COUNT_MASK: Final = 0xFFFF_FFFF
+WORK_DONE: Final = PREEMPTED
+"""The count of a call without requests: nothing is left but to answer what is in the place of the foreign
+domain.
+"""
 SLICE: Final = 1024
 """Requests done before a call is restarted."""
 
@@ -34,6 +38,19 @@ def page_owner(domains: Domains, domain: Domain, domid: int) -> tuple[MemoryOwne
     if foreign is None:
         raise HypercallError(ESRCH)
     return foreign.memory, -EPERM
+
+
+def again_for_result(vcpu: VCpu, result: int) -> int:
+    """All requests are answered with `result`, and a table has yet to be taken apart: the call is made again,
+    with no requests and the result in the place of the foreign domain (as in Xen's do_mmuext_op).
+    """
+    vcpu.restart(0, WORK_DONE, 0, result & COUNT_MASK)
+    return CONTINUE
+
+
+def result_of(foreigndom: int) -> int:
+    """What such a call answers: the low 32 bits, signed."""
+    return (foreigndom & COUNT_MASK ^ 1 << 31) - (1 << 31)
 
 
 def cores_of(vcpu: VCpu, bitmap: int) -> list[Core]:

@@ -37,16 +37,19 @@ from firmware.memory.frames import (
     FrameTable,
 )
 from firmware.memory.heap import FrameHeap
-from firmware.memory.owner import DOMID_IO, MachineMemory, MemoryOwner
+from firmware.memory.owner import DOMID_IO, MachineMemory, MemoryOwner, VCpu
 from firmware.memory.pte import ADDRESS, INVALID_FRAME, L1_DISALLOWED, PRESENT, RW
 from firmware.memory.shootdown import Shootdown
-from firmware.memory.validate import Validator
+from firmware.memory.validate import INTERRUPTED, Validator
 from firmware.memory.xen_slots import XenSlots
 
 WRITABLE_VALIDATED: Final = WRITABLE | VALIDATED
 IO_TAG: Final = DOMID_IO + 1
 RELEASE_STEP: Final = 1 << 16
 """Frames of a dead domain handled in one step."""
+STEP: Final = 1 << 14
+"""Work of one call before it is restarted: entries looked at. An L1 table is never divided (as in Xen)."""
+UNLIMITED: Final = 1 << 62
 
 
 class PageTypes:
@@ -58,12 +61,16 @@ class PageTypes:
         "frames",
         "heap",
         "memory",
+        "old",
         "owners",
         "shootdown",
         "slots",
         "stamps",
+        "step",
         "types",
+        "unfinished",
         "validator",
+        "work",
     )
 
     def __init__(
@@ -84,6 +91,15 @@ class PageTypes:
         self.types = frames.types
         self.stamps = frames.stamps
         self._by_tag: dict[int, MemoryOwner] = {}
+        self.step = STEP
+        self.work = UNLIMITED
+        """What the running call may still do; below 1, checks and destructions stop."""
+        self.old = 0
+        """A table of the running call that is to be taken apart: one reference, and PARTIAL (Xen's
+        old_guest_table).
+        """
+        self.unfinished: dict[tuple[int, int], int] = {}
+        """The same of vCPUs whose call was interrupted, by (domain, vCPU)."""
         self.validator = Validator(self)
 
     # Owners
@@ -161,8 +177,8 @@ class PageTypes:
     # Type references
 
     def get_type(self, mfn: int, kind: int) -> int:
-        """Take a type reference; `kind` is a type, for an L2 table perhaps with PAE_XEN_L2. 0 or a negative
-        errno.
+        """Take a type reference; `kind` is a type, for an L2 table perhaps with PAE_XEN_L2. 0, a negative
+        errno, or INTERRUPTED: the frame has then become PARTIAL, and the same call goes on with it.
         """
         word = self.types[mfn]
         if word < ONE:
@@ -192,56 +208,139 @@ class PageTypes:
         if kind in (WRITABLE, SHARED):
             types[mfn] |= VALIDATED
             return 0
-        failure = self.validator.promote(mfn, kind)
-        if failure:
-            self.validator.abandon(mfn)
-            return failure
-        types[mfn] |= VALIDATED
-        return 0
+        return self._check(mfn, kind)
 
-    def _resume(self, mfn: int, kind: int) -> int:
-        """Go on checking a table where it once failed; the type reference left on it is the caller's now."""
-        self.types[mfn] &= ~PARTIAL
+    def _check(self, mfn: int, kind: int) -> int:
+        """Look at the contents (validate_page). What stops half way keeps the type, a type reference and a
+        reference; what fails and is not for `end` to take apart loses the type.
+        """
         failure = self.validator.promote(mfn, kind)
-        self.put_page(mfn)
-        if failure:
-            self.validator.abandon(mfn)
-        else:
+        if not failure:
             self.types[mfn] |= VALIDATED
+        elif failure == INTERRUPTED or self.old == mfn:
+            self.types[mfn] |= PARTIAL
+            self.counts[mfn] += ONE
+        else:
+            self.types[mfn] = NONE
+            self.stamps[mfn] = self.shootdown.clock
         return failure
 
-    def put_type(self, mfn: int, parent: int = -1) -> None:
-        """Drop a type reference; a page table that loses its last is taken apart.
+    def _resume(self, mfn: int, kind: int) -> int:
+        """Go on checking a PARTIAL table; the type reference left on it is the caller's now."""
+        self.types[mfn] &= ~PARTIAL
+        failure = self._check(mfn, kind)
+        self.put_page(mfn)
+        return failure
+
+    def put_type(self, mfn: int, parent: int = -1) -> int:
+        """Drop a type reference; a page table that loses its last is taken apart. 0, or INTERRUPTED: it is
+        PARTIAL, and `put_partial` goes on with it.
 
         `parent` is the table whose entry held the reference, when it was one: linear page tables are counted.
         """
         word = self.types[mfn]
         linear = parent >= 0 and (word ^ self.types[parent]) & TYPE_MASK == 0
-        if word < 2 * ONE:
-            if L1_TABLE <= word & TYPE_MASK <= L4_TABLE and word & VALIDATED:
-                self.types[mfn] = word & ~VALIDATED
-                self.validator.demote(mfn, word)
-                word = self.types[mfn]
-            self.stamps[mfn] = self.shootdown.clock
-            self.types[mfn] = (word - ONE) & ~PAE_XEN_L2
-        else:
+        interrupted = 0
+        if word >= 2 * ONE:
             self.types[mfn] = word - ONE
+        elif L1_TABLE <= word & TYPE_MASK <= L4_TABLE and word & VALIDATED:
+            self.types[mfn] = word & ~VALIDATED
+            interrupted = self._take_apart(mfn, word)
+        else:
+            self._untype(mfn, word)
         if linear:
             self.validator.drop_linear(mfn, parent)
+        return interrupted
+
+    def put_partial(self, mfn: int) -> int:
+        """Go on taking table `mfn` apart if it still is PARTIAL: 0 or INTERRUPTED, as `put_type`."""
+        word = self.types[mfn]
+        if not word & PARTIAL:
+            return 0
+        self.types[mfn] = word & ~PARTIAL
+        interrupted = self._take_apart(mfn, word)
+        self.put_page(mfn)
+        return interrupted
+
+    def _take_apart(self, mfn: int, word: int) -> int:
+        """Let go of what a table's entries hold, then of the type reference (_put_final_page_type)."""
+        interrupted = self.validator.demote(mfn, word)
+        if interrupted:
+            self.types[mfn] |= PARTIAL
+            self.counts[mfn] += ONE
+        else:
+            self._untype(mfn, self.types[mfn])
+        return interrupted
+
+    def _untype(self, mfn: int, word: int) -> None:
+        self.stamps[mfn] = self.shootdown.clock
+        self.types[mfn] = (word - ONE) & ~PAE_XEN_L2
 
     def get_page_and_type(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
-        """A reference and a type reference, or neither. 0 or a negative errno."""
+        """A reference and a type reference, or neither. 0, a negative errno or INTERRUPTED."""
         if not self.get_page(mfn, owner):
             return -EINVAL
         failure = self.get_type(mfn, kind)
-        if failure:
+        if failure and self.old != mfn:
             self.put_page(mfn)
         return failure
 
-    def put_page_and_type(self, mfn: int, parent: int = -1) -> None:
-        """Drop both."""
-        self.put_type(mfn, parent)
+    def put_page_and_type(self, mfn: int, parent: int = -1) -> int:
+        """Drop both: 0, or INTERRUPTED, and the reference stays (see `put_type`)."""
+        if self.put_type(mfn, parent):
+            return INTERRUPTED
         self.put_page(mfn)
+        return 0
+
+    # Work that was interrupted
+
+    def begin(self, vcpu: VCpu) -> bool:
+        """A call that may be interrupted begins: what the vCPU's calls before it left is finished first.
+        False when that took all the time there is.
+        """
+        self.work = self.step
+        if not self.unfinished:
+            return True
+        self.old = self.unfinished.pop((vcpu.domain.id, vcpu.id), 0)
+        return not self.old or self.end(vcpu)
+
+    def end(self, vcpu: VCpu) -> bool:
+        """The call's own tables are done with: take apart the one it replaced or could not check, if any.
+        False when that is not done yet, and another call of the vCPU must go on with it.
+        """
+        mfn = self.old
+        if not mfn:
+            return True
+        self.old = 0
+        if self.put_partial(mfn):
+            self.unfinished[vcpu.domain.id, vcpu.id] = mfn
+            return False
+        self.put_page(mfn)
+        return True
+
+    def replaced(self, mfn: int, parent: int = -1) -> None:
+        """Drop both references to a table that was in use until now, as far as it goes: `end` does the rest
+        (PTF_defer, old_guest_table).
+        """
+        if self.put_page_and_type(mfn, parent):
+            self.old = mfn
+
+    def take_whole(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
+        """`get_page_and_type` without interruption, for callers that cannot go on later; 0 or a negative
+        errno.
+        """
+        self.work = UNLIMITED
+        failure = self.get_page_and_type(mfn, owner, kind)
+        old, self.old = self.old, 0
+        if old:
+            self.put_partial(old)
+            self.put_page(old)
+        return failure
+
+    def give_up(self, mfn: int) -> None:
+        """`put_page_and_type` without interruption."""
+        self.work = UNLIMITED
+        self.put_page_and_type(mfn)
 
     # L1 entries
 
@@ -293,7 +392,7 @@ class PageTypes:
     # Pins and the end of a domain
 
     def pin(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
-        """Pin a table of any level: it keeps its type until unpinned. 0 or a negative errno."""
+        """Pin a table of any level: it keeps its type until unpinned. 0, a negative errno or INTERRUPTED."""
         failure = self.get_page_and_type(mfn, owner, kind)
         if failure:
             return failure
@@ -310,7 +409,7 @@ class PageTypes:
         failure = 0
         if self.types[mfn] & PINNED:
             self.types[mfn] &= ~PINNED
-            self.put_page_and_type(mfn)
+            self.replaced(mfn)
         else:
             failure = -EINVAL
         self.put_page(mfn)
@@ -318,25 +417,38 @@ class PageTypes:
 
     def pin_root(self, mfn: int, owner: MemoryOwner) -> int:
         """Pin the root the builder made: an L4 table, or a PAE guest's L3 table. 0 or a negative errno."""
-        return self.pin(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
+        failure = self.take_whole(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
+        if not failure:
+            self.types[mfn] |= PINNED
+        return failure
 
     def release_all(self, owner: MemoryOwner) -> bool:
         """Take everything from a dead domain, whose vCPUs run nowhere and hold no root any more, a step at a
         time.
 
-        Pins go first, then the domain's own references. True while there is more to do. What other domains
-        still have mapped (grants) stays until they let go of it, and then returns to the heap by itself.
+        Pins go first, then tables half checked or half taken apart, then the domain's own references. True
+        while there is more to do. What other domains still have mapped (grants) stays until they let go of
+        it, and then returns to the heap by itself.
         """
         owner.dying = True
         frames = self.frames
-        self.validator.find_lost(owner)
+        self.work = RELEASE_STEP
         mine = (frames.owner_array == owner.tag).nonzero()[0]
         pinned = mine[(frames.type_array[mine] & np.uint64(PINNED)) != 0].tolist()
-        for mfn in pinned[:RELEASE_STEP]:
+        for mfn in pinned:
             self.types[mfn] &= ~PINNED
-            self.put_page_and_type(mfn)
-        if pinned:
-            return True
+            if self.put_page_and_type(mfn):
+                self.put_page(mfn)
+            if self.work <= 0:
+                return True
+        for key in [key for key in self.unfinished if key[0] == owner.id]:
+            self.put_page(self.unfinished.pop(key))
+        for mfn in mine[(frames.type_array[mine] & np.uint64(PARTIAL)) != 0].tolist():
+            if self.put_partial(mfn):
+                return True
+        for mfn in [mfn for mfn in frames.lost if self.owners[mfn] == owner.tag]:
+            for _ in range(frames.lost.pop(mfn)):
+                self.put_page(mfn)
         held = mine[(frames.count_array[mine] & np.uint64(ALLOCATED)) != 0].tolist()
         for mfn in held[:RELEASE_STEP]:
             self.drop_own_reference(mfn)

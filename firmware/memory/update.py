@@ -1,7 +1,8 @@
 """One entry of a validated page table gets a new value (mod_l1_entry to mod_l4_entry).
 
 The new value's references are taken before it is stored, the old value's dropped after. Functions return 0 or
-a negative errno and change nothing on failure.
+a negative errno and change nothing on failure; those for tables above L1 also INTERRUPTED, when nothing is
+stored yet. After these `PageTypes.end` is called.
 """
 
 from __future__ import annotations
@@ -108,5 +109,5 @@ class EntryUpdate:
             if failure:
                 return failure
         self._memory.store64(at, new | old & ACCESSED_DIRTY if preserve else new)
-        self._validator.put_table(old, mfn)
+        self._validator.replace_table(old, mfn)
         return 0

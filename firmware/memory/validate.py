@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from firmware.abi.errno import EINVAL
+from firmware.abi.errno import EINVAL, ERESTART
 from firmware.memory.frames import (
     FOREIGN,
     L1_TABLE,
     L2_TABLE,
     L3_TABLE,
     L4_TABLE,
-    NONE,
     ONE,
     PAE_XEN_L2,
-    PARTIAL,
     SEGMENT_DESCRIPTORS,
     TYPE_MASK,
     VALID_MASK,
@@ -53,6 +51,10 @@ if TYPE_CHECKING:
 ENTRIES: Final = 512
 BULK: Final = 24
 """With fewer present entries than this a loop beats numpy."""
+TABLE_WORK: Final = 8
+"""What going through a table costs besides its entries, in units of `PageTypes.work`."""
+INTERRUPTED: Final = -ERESTART
+"""What a check or a destruction answers that used up the work it was given."""
 LINEAR_LIMIT: Final = 32767
 """The largest count of linear_pt_count, a signed short."""
 
@@ -77,13 +79,11 @@ class Validator:
 
     __slots__ = (
         "_demoters",
-        "_depth",
         "_frames",
         "_memory",
         "_promoters",
         "_q",
         "_types",
-        "_unfinished",
         "_words",
     )
 
@@ -93,8 +93,6 @@ class Validator:
         self._frames = types.frames
         self._q = types.memory.q
         self._words = types.memory.words
-        self._depth = 0
-        self._unfinished: list[tuple[int, int]] = []
         self._promoters = {
             L1_TABLE: self._promote_l1,
             L2_TABLE: self._promote_l2,
@@ -110,60 +108,38 @@ class Validator:
         }
 
     def promote(self, mfn: int, kind: int) -> int:
-        """Check frame `mfn` for its new type and take all its references; 0 or a negative errno.
+        """Check frame `mfn` for its new type and take all its references; 0, a negative errno or INTERRUPTED.
 
-        After a failure the caller calls `abandon`.
+        After a failure `PageTypes.old` names the table that is to be taken apart, unless nothing was taken.
         """
         owner = self._types.owner_of(mfn)
         if owner is None:
             return -EINVAL
-        self._depth += 1
-        failure = self._promoters[kind & TYPE_MASK](mfn, owner, kind)
-        self._depth -= 1
-        return failure
+        return self._promoters[kind & TYPE_MASK](mfn, owner, kind)
 
-    def abandon(self, mfn: int) -> None:
-        """Table `mfn` failed: it loses the type, and, when no table above it is being checked, what was taken
-        for it is dropped.
+    def demote(self, mfn: int, word: int) -> int:
+        """Drop all references of a table of the type in its former type word `word`, or, of a PARTIAL one,
+        those there are. 0 or INTERRUPTED.
         """
-        unfinished = self._unfinished
-        if not unfinished or unfinished[-1][0] != mfn:
-            self._untype(mfn)
-        if not self._depth:
-            while unfinished:
-                self._take_apart(*unfinished.pop())
-
-    def _untype(self, mfn: int) -> None:
-        types = self._types
-        types.types[mfn] = NONE
-        types.stamps[mfn] = types.shootdown.clock
-
-    def _stop(self, mfn: int, slot: int, entry: int) -> None:
-        """Checking table `mfn` failed at a slot with this entry. Xen takes such tables apart later, and knows
-        one by name (old_guest_table) and those below it by the entry that failed. A table that failed in its
-        first slot is not remembered, and with it what failed below: that stays half checked for good.
-        """
-        if not slot:
-            return
-        unfinished, types = self._unfinished, self._types
-        if unfinished and unfinished[-1][0] != (entry & ADDRESS) >> 12:
-            for table, end in unfinished:
-                types.types[table] |= PARTIAL
-                types.counts[table] += ONE
-                self._frames.partial[table] = end
-                self._frames.lost[table] = self._frames.lost.get(table, 0) + 1
-            unfinished.clear()
-        unfinished.append((mfn, slot))
-        types.counts[mfn] += ONE
-
-    def _take_apart(self, mfn: int, end: int) -> None:
-        """Drop what the entries below slot `end` hold, the type, and a reference."""
         owner = self._types.owner_of(mfn)
-        level = self._types.types[mfn] & TYPE_MASK
-        if owner is not None:
-            self._drop_entries(mfn, owner, level, self._checked_slots(mfn, end, level))
-        self._untype(mfn)
-        self._types.put_page(mfn)
+        return 0 if owner is None else self._demoters[word & TYPE_MASK](mfn, owner, word)
+
+    def _stop(self, mfn: int, slot: int, held: bool, target: int) -> None:
+        """Checking table `mfn` failed at `slot`, whose entry names `target`, or names none (-1).
+
+        Xen takes such tables apart later, and knows one by name (old_guest_table) and those below it by the
+        entry that failed. A table that failed in its first slot is not remembered, and with it what failed
+        below: that stays half checked for good.
+        """
+        types = self._types
+        if not slot:
+            if held and types.old != target:
+                types.put_page(target)
+            return
+        if types.old and types.old != target:
+            self._frames.lost[types.old] = self._frames.lost.get(types.old, 0) + 1
+        self._frames.partial[mfn] = slot, held or (types.old != 0 and types.old == target)
+        types.old = mfn
 
     def _checked_slots(self, mfn: int, end: int, level: int) -> list[int]:
         slots = self._present(mfn, end)
@@ -171,28 +147,13 @@ class Validator:
             return slots
         return [slot for slot in slots if not FIRST_XEN_SLOT <= slot <= LAST_XEN_SLOT]
 
-    def find_lost(self, owner: MemoryOwner) -> None:
-        """The owner dies: take its half checked tables apart and drop the references that were lost."""
-        types, frames = self._types, self._frames
-        for mfn in [mfn for mfn in frames.lost if types.owners[mfn] == owner.tag]:
-            end = frames.partial.pop(mfn, None)
-            if end is not None:
-                self._take_apart(mfn, end)
-            for _ in range(frames.lost.pop(mfn)):
-                types.put_page(mfn)
-
-    def demote(self, mfn: int, word: int) -> None:
-        """Drop all references of a table of the type in its former type word `word`."""
-        owner = self._types.owner_of(mfn)
-        if owner is not None:
-            self._demoters[word & TYPE_MASK](mfn, owner, word)
-
     # L1
 
     def _promote_l1(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         start = mfn << 9
         table = self._words[start : start + ENTRIES]
         slots = (table & _PRESENT).nonzero()[0]
+        self._types.work -= TABLE_WORK + len(slots)
         if len(slots) > BULK and self._bulk_l1(mfn, owner, table, slots):
             return 0
         return self._promote_l1_each(mfn, owner, slots.tolist())
@@ -261,16 +222,18 @@ class Validator:
                 store((start + slot) << 3, adjusted)
         return 0
 
-    def _demote_l1(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+    def _demote_l1(self, mfn: int, owner: MemoryOwner, word: int) -> int:
         start = mfn << 9
         table = self._words[start : start + ENTRIES]
         slots = (table & _PRESENT).nonzero()[0]
+        self._types.work -= TABLE_WORK + len(slots)
         entries = table[slots]
         if len(slots) > BULK and self._bulk_drop(entries):
-            return
+            return 0
         put = self._types.put_page_from_l1
         for entry in entries.tolist():
             put(entry)
+        return 0
 
     def _bulk_drop(self, entries: np.ndarray) -> bool:
         """Drop the references of L1 entries at once; False and nothing done when that would free a frame."""
@@ -290,8 +253,9 @@ class Validator:
 
     # L2, L3, L4
 
-    def get_table(self, entry: int, mfn: int, owner: MemoryOwner, level: int) -> int:
-        """Take the table below the present entry of a level `level` table `mfn`; 0 or a negative errno.
+    def get_table(self, entry: int, mfn: int, owner: MemoryOwner, level: int, held: bool = False) -> int:
+        """Take the table below the present entry of a level `level` table `mfn`; 0, a negative errno or
+        INTERRUPTED. With `held` the entry has its reference already, and keeps it.
 
         An entry that names a table of its own level is a linear page table: read-only, one level deep.
         """
@@ -300,24 +264,36 @@ class Validator:
         if target >= self._frames.size:
             return -EINVAL
         failure = -EINVAL
-        if types.get_page(target, owner):
+        if held or types.get_page(target, owner):
             failure = types.get_type(target, level - 1)
             if not failure:
                 return 0
-            types.put_page(target)
+            if not held and types.old != target:
+                types.put_page(target)
         if (
             failure == -EINVAL
             and not (level == L3_TABLE and owner.pv32)
             and self._get_linear(entry, target, mfn, owner, level)
         ):
+            if held:
+                types.put_page(target)
             return 0
         return failure
 
-    def put_table(self, entry: int, mfn: int) -> None:
-        """Drop what an L2, L3 or L4 entry of table `mfn` held; a table's entry for itself held nothing."""
+    def put_table(self, entry: int, mfn: int) -> int:
+        """Drop what an L2, L3 or L4 entry of table `mfn` held; a table's entry for itself held nothing.
+        0, or INTERRUPTED, and the entry keeps its reference.
+        """
         target = (entry & ADDRESS) >> 12
         if entry & PRESENT and target != mfn:
-            self._types.put_page_and_type(target, mfn)
+            return self._types.put_page_and_type(target, mfn)
+        return 0
+
+    def replace_table(self, entry: int, mfn: int) -> None:
+        """The same for an entry that is no more: what is left to do is the call's (`PageTypes.end`)."""
+        target = (entry & ADDRESS) >> 12
+        if entry & PRESENT and target != mfn:
+            self._types.replaced(target, mfn)
 
     def _get_linear(self, entry: int, target: int, mfn: int, owner: MemoryOwner, level: int) -> bool:
         if entry & RW:
@@ -353,8 +329,7 @@ class Validator:
 
     def _promote_l2(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         limit = COMPAT_FIRST_XEN_SLOT if owner.pv32 and kind & PAE_XEN_L2 else ENTRIES
-        slots = self._present(mfn, limit)
-        failure = self._promote_entries(mfn, owner, L2_TABLE, slots)
+        failure = self._promote_entries(mfn, owner, L2_TABLE, self._present(mfn, limit))
         if not failure and kind & PAE_XEN_L2:
             self._types.slots.fill_compat(mfn << 12, owner)
         return failure
@@ -363,31 +338,28 @@ class Validator:
         if not owner.pv32:
             return self._promote_entries(mfn, owner, L3_TABLE, self._present(mfn, ENTRIES))
         self._memory.fill((mfn << 12) + 32, 4096 - 32)
-        slots = self._present(mfn, 3)
+        slots = [slot for slot in range(4) if slot == 3 or self._q[(mfn << 9) + slot] & PRESENT]
         failure = self._promote_entries(mfn, owner, L3_TABLE, slots)
-        if failure:
-            return failure
-        failure = self._take_last_l2(mfn, owner)
-        if failure:
-            self._drop_entries(mfn, owner, L3_TABLE, slots)
+        if not failure and self._shares_last_l2(mfn):
+            failure = -EINVAL
+            self._stop(mfn, ENTRIES, False, -1)
+        if failure and failure != INTERRUPTED:
+            end = self._frames.partial[mfn][0] if self._types.old == mfn else 0
+            self._restore_compat_l3(mfn, [slot for slot in slots if slot < end])
         return failure
 
-    def _take_last_l2(self, mfn: int, owner: MemoryOwner) -> int:
-        """A PAE root's slot 3: an L2 table with Xen's entries, used by this root only
-        (pae_xen_mappings_check).
-        """
-        entry = self._q[(mfn << 9) + 3]
-        if not entry & PRESENT or entry & COMPAT_L3_DISALLOWED:
+    def _get_last_l2(self, entry: int, owner: MemoryOwner, held: bool) -> int:
+        """A PAE root's slot 3: an L2 table with Xen's entries."""
+        if not entry & PRESENT:
             return -EINVAL
-        target = (entry & ADDRESS) >> 12
-        failure = self._types.get_page_and_type(target, owner, L2_TABLE | PAE_XEN_L2)
-        if failure:
-            return failure
-        if self._types.types[target] >= 2 * ONE:
-            self._types.put_page_and_type(target)
-            return -EINVAL
-        self._memory.store64((mfn << 12) + 24, adjust_l3(entry, True))
-        return 0
+        types, target = self._types, (entry & ADDRESS) >> 12
+        if not held:
+            return types.get_page_and_type(target, owner, L2_TABLE | PAE_XEN_L2)
+        return types.get_type(target, L2_TABLE | PAE_XEN_L2)
+
+    def _shares_last_l2(self, mfn: int) -> bool:
+        """Whether another root uses the L2 table in slot 3 as well (pae_xen_mappings_check)."""
+        return bool(self._types.types[(self._q[(mfn << 9) + 3] & ADDRESS) >> 12] >= 2 * ONE)
 
     def _promote_l4(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
         if owner.pv32:
@@ -400,32 +372,74 @@ class Validator:
 
     def _promote_entries(self, mfn: int, owner: MemoryOwner, level: int, slots: list[int]) -> int:
         q = self._q
+        types = self._types
         start = mfn << 9
         store = self._memory.store64
         pv32 = owner.pv32
-        disallowed = COMPAT_L3_DISALLOWED if pv32 and level == L3_TABLE else TABLE_DISALLOWED
+        compat_l3 = pv32 and level == L3_TABLE
+        disallowed = COMPAT_L3_DISALLOWED if compat_l3 else TABLE_DISALLOWED
         adjust = _ADJUST[level]
-        first = self._frames.partial.pop(mfn, 0)
+        first, held = self._frames.partial.pop(mfn, (0, False))
+        types.work -= TABLE_WORK
+        moved = False
         for slot in slots:
             if slot < first:
                 continue
+            if slot > first:
+                held = False
+            if types.work <= 0 and moved:
+                self._frames.partial[mfn] = slot, False
+                return INTERRUPTED
+            moved = True
             entry = q[start + slot]
-            failure = -EINVAL if entry & disallowed else self.get_table(entry, mfn, owner, level)
-            if failure:
-                self._stop(mfn, slot, entry)
+            if entry & disallowed:
+                failure = -EINVAL
+            elif compat_l3 and slot == 3:
+                failure = self._get_last_l2(entry, owner, held)
+            else:
+                failure = self.get_table(entry, mfn, owner, level, held)
+            if failure == INTERRUPTED:
+                self._frames.partial[mfn] = slot, True
+                if not held:
+                    types.counts[(entry & ADDRESS) >> 12] += ONE
                 return failure
+            if failure:
+                self._stop(mfn, slot, held, (entry & ADDRESS) >> 12)
+                return failure
+            types.work -= 1
             adjusted = adjust(entry, pv32)
             if adjusted != entry:
                 store((start + slot) << 3, adjusted)
         return 0
 
-    def _drop_entries(self, mfn: int, owner: MemoryOwner, level: int, slots: list[int]) -> None:
-        q = self._q
+    def _drop_entries(self, mfn: int, owner: MemoryOwner, level: int, limit: int) -> int:
+        """Drop what the entries below slot `limit` hold, the last first; 0 or INTERRUPTED."""
+        q, types, partial = self._q, self._types, self._frames.partial
         start = mfn << 9
-        for slot in reversed(slots):
-            self.put_table(q[start + slot], mfn)
-        if level == L3_TABLE and owner.pv32:
-            self._restore_compat_l3(mfn, slots)
+        end, held = partial.pop(mfn, (ENTRIES, False))
+        types.work -= TABLE_WORK
+        compat_l3 = owner.pv32 and level == L3_TABLE
+        moved = False
+        for slot in reversed(self._checked_slots(mfn, min(limit, end + held), level)):
+            if types.work <= 0 and moved:
+                partial[mfn] = slot + 1, False
+                return INTERRUPTED
+            moved = True
+            entry = q[start + slot]
+            if held and slot == end:
+                target = (entry & ADDRESS) >> 12
+                interrupted = types.put_partial(target)
+                if not interrupted:
+                    types.put_page(target)
+            else:
+                interrupted = self.put_table(entry, mfn)
+            if interrupted:
+                partial[mfn] = slot, True
+                return interrupted
+            types.work -= 1
+            if compat_l3:
+                self._restore_compat_l3(mfn, [slot])
+        return 0
 
     def _restore_compat_l3(self, mfn: int, slots: list[int]) -> None:
         """Take back the flags Xen set in a PAE root (unadjust_guest_l3e)."""
@@ -435,15 +449,15 @@ class Validator:
             if entry & PRESENT:
                 self._memory.store64(at, entry & ~(USER | RW | ACCESSED))
 
-    def _demote_l2(self, mfn: int, owner: MemoryOwner, word: int) -> None:
+    def _demote_l2(self, mfn: int, owner: MemoryOwner, word: int) -> int:
         limit = COMPAT_FIRST_XEN_SLOT if owner.pv32 and word & PAE_XEN_L2 else ENTRIES
-        self._drop_entries(mfn, owner, L2_TABLE, self._present(mfn, limit))
+        return self._drop_entries(mfn, owner, L2_TABLE, limit)
 
-    def _demote_l3(self, mfn: int, owner: MemoryOwner, word: int) -> None:
-        self._drop_entries(mfn, owner, L3_TABLE, self._present(mfn, 4 if owner.pv32 else ENTRIES))
+    def _demote_l3(self, mfn: int, owner: MemoryOwner, word: int) -> int:
+        return self._drop_entries(mfn, owner, L3_TABLE, 4 if owner.pv32 else ENTRIES)
 
-    def _demote_l4(self, mfn: int, owner: MemoryOwner, word: int) -> None:
-        self._drop_entries(mfn, owner, L4_TABLE, self._checked_slots(mfn, ENTRIES, L4_TABLE))
+    def _demote_l4(self, mfn: int, owner: MemoryOwner, word: int) -> int:
+        return self._drop_entries(mfn, owner, L4_TABLE, ENTRIES)
 
     def _present(self, mfn: int, limit: int) -> list[int]:
         start = mfn << 9

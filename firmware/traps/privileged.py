@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from firmware.abi import xen
+from firmware.abi.errno import ERESTART
 from firmware.hypercalls import GuestFault
 from firmware.traps import msr
 from firmware.traps.cpuid import CpuidPolicy
@@ -95,7 +96,11 @@ DONE: Final = True
 """The instruction has been carried out and RIP is behind it."""
 UNHANDLED: Final = False
 """Not one of those: the guest gets the #GP it raised."""
-Outcome = Fault | bool
+AGAIN: Final = None
+"""It is not finished: RIP is still at it, and it is to run again."""
+AGAIN_NS: Final = 250_000
+"""What a part of such an instruction costs in virtual time."""
+Outcome = Fault | bool | None
 
 PROTECTION: Final = Fault(VECTOR_GP, 0)
 
@@ -187,7 +192,7 @@ class Privileged:
         run, instruction = found
         outcome = run(vcpu, core, instruction)
         if outcome is not DONE:
-            return outcome
+            return DONE if outcome is AGAIN else outcome
         if not instruction.repeated:
             self._advance(core, instruction.length)
         matched = 0
@@ -301,7 +306,11 @@ class Privileged:
             core.q[CR2] = value
         elif number == 3:
             frame = (value >> 12 | value << 20) & WORD32 if vcpu.domain.pv32 else (value & ~0xFFF) >> 12
-            if self._load_root(vcpu, frame):
+            result = self._load_root(vcpu, frame)
+            if result == -ERESTART:
+                core.charge(AGAIN_NS)
+                return AGAIN
+            if result:
                 return UNHANDLED
         elif number == 4:
             vcpu.cr4 = value & CR4_CHOICE

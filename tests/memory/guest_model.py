@@ -10,7 +10,7 @@ from firmware.abi import grant_table as gnt
 from firmware.abi import memory as mem
 from firmware.abi import xen
 from firmware.hypercalls import GuestFault
-from firmware.memory.frames import L3_TABLE, L4_TABLE
+from firmware.memory.frames import L3_TABLE, L4_TABLE, PINNED
 from firmware.memory.pte import ADDRESS, PRESENT, RW
 from tests.memory.reference import Ledger
 from tests.memory.world import ARGUMENTS, PlainVCpu, World
@@ -66,8 +66,8 @@ class Guest:
         result = self.world.call(self.vcpu, "mmuext_op", at, 1, 0, foreign)
         if result == 0 and command in PIN_LEVEL and not (self.pv32 and PIN_LEVEL[command] == 4):
             self.ledger.pins[first] = PIN_LEVEL[command]
-        if result == 0 and command == xen.MMUEXT_UNPIN_TABLE:
-            del self.ledger.pins[first]
+        if result == 0 and command == xen.MMUEXT_UNPIN_TABLE and not self.world.types.types[first] & PINNED:
+            self.ledger.pins.pop(first)
         return result
 
     def update_va_mapping(self, va: int, value: int, flags: int) -> int:

@@ -59,9 +59,13 @@ def recount(world: World, ledger: Ledger) -> Recount:
         _table(world, result, mfn, level)
     for mfn, kind in ledger.holds:
         result.hold(mfn, kind)
-    for mfn, end in world.frames.partial.items():
+    for mfn, (end, held) in world.frames.partial.items():
         _table(world, result, mfn, world.frames.type_of(mfn), end)
+        if held:
+            result.hold((world.entry(mfn, end) & ADDRESS) >> 12)
     result.references.update(world.frames.lost)
+    for mfn in world.types.unfinished.values():
+        result.hold(mfn)
     for domain in world.domains.values():
         _domain(world, result, domain)
     return result
@@ -172,7 +176,7 @@ def _check_mappings(world: World, result: Recount) -> None:
         owner = frames.owner_of(mfn)
         assert owner in world.domains
         domain = world.domains[owner]
-        if level == 4:
+        if level == 4 and mfn not in frames.partial:
             slots = [world.entry(mfn, slot) for slot in XEN_SLOTS]
             assert slots[0] in {0, world.slots.m2p_entry}
             assert slots[4] == domain.memory.perdomain_entry

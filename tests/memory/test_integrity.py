@@ -15,11 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from firmware.abi import grant_table as gnt
 from firmware.abi import memory as mem
 from firmware.abi import xen
+from firmware.memory.frames import PINNED
+from firmware.memory.types import STEP
 from tests.memory import samplers as draw
 from tests.memory.arguments import COMMANDS, FLAGS, GOOD, GRANT_FLAGS, MAP_FLAGS, PICK, SLOT, WHO
 from tests.memory.guest_model import SELF, Guest
 from tests.memory.reference import Ledger, check
-from tests.memory.world import PlainDomain, World
+from tests.memory.world import PlainDomain, PlainVCpu, World
 
 PAGES = 40
 FRAMES = 2304
@@ -46,9 +48,16 @@ class Integrity(RuleBasedStateMachine):
         self.world = World(FRAMES, 3)
         self.ledger = Ledger()
         self.guests: list[Guest] = []
+        self.rng = Random(0)
 
-    @initialize(vcpus=st.tuples(st.integers(1, 4), st.integers(1, 2)), narrow=st.booleans())
-    def domains(self, vcpus: tuple[int, int], narrow: bool) -> None:
+    @initialize(
+        vcpus=st.tuples(st.integers(1, 4), st.integers(1, 2)),
+        narrow=st.booleans(),
+        step=st.sampled_from([1, 30, STEP]),
+    )
+    def domains(self, vcpus: tuple[int, int], narrow: bool, step: int) -> None:
+        self.world.types.step = step
+        self.world.between = self.between
         for number, count in enumerate(vcpus, 1):
             domain = self.world.domain(number, PAGES, count, pv32=narrow and number == 2, maximum=PAGES + 4)
             domain.vm_assist = 1 << xen.VMASST_TYPE_writable_pagetables
@@ -424,9 +433,30 @@ class Integrity(RuleBasedStateMachine):
     @rule(number=st.integers(0, len(ACTIONS) - 1), seed=st.integers(0, (1 << 32) - 1))
     def act(self, number: int, seed: int) -> None:
         """One of the actions, its arguments drawn from `seed`."""
+        self.rng.seed(seed)
+        self.do(number)
+
+    def do(self, number: int) -> None:
         method, samplers = ACTIONS[number]
-        rng = Random(seed)
+        rng = self.rng
         method(self, **{name: sampler(rng) for name, sampler in samplers.items()})
+
+    def between(self, vcpu: PlainVCpu) -> None:
+        """A call of `vcpu` was interrupted: somebody acts, perhaps this vCPU's own event handler."""
+        self.holds_within()
+        if self.rng.random() < 0.3:
+            arguments = bytes(vcpu.space.scratch)
+            self.do(self.rng.randrange(len(ACTIONS)))
+            self.holds_within()
+            vcpu.space.scratch[:] = arguments
+        if vcpu.domain.memory not in self.world.shootdown._running[vcpu.core.index]:
+            self.world.schedule(vcpu, vcpu.core)
+
+    def holds_within(self) -> None:
+        """In the middle of an unpin the ledger does not know of it yet."""
+        words = self.world.types.types
+        pins = {mfn: level for mfn, level in self.ledger.pins.items() if words[mfn] & PINNED}
+        check(self.world, Ledger(pins, self.ledger.holds))
 
     @invariant()
     def holds(self) -> None:

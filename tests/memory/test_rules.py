@@ -148,7 +148,7 @@ class TestTables:
         before = scene.world.frames.type_count(scene.l1)
         assert scene.guest.extended(xen.MMUEXT_PIN_L2_TABLE, new) == -EINVAL
         assert scene.world.frames.type_count(scene.l1) == before
-        assert scene.world.frames.type_of(new) == 0
+        assert scene.world.frames.type_count(new) == 0
         scene.holds()
 
 

@@ -4,7 +4,7 @@ page tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,9 @@ class World:
         self.grants = Grants(self.types, self.mmu.update, self)
         self.ptwr = Ptwr(self.types, self.mmu.update)
         self.log: list[str] = []
+        self.restarts = 0
+        self.between: Callable[[PlainVCpu], None] | None = None
+        """Called whenever a call is about to be restarted: other vCPUs may act."""
         self.table = HypercallTable(self.log.append)
         self.mmu.register(self.table)
         self.descriptors.register(self.table)
@@ -339,7 +342,7 @@ class World:
             self.descriptors.drop_gdt(vcpu)
             for root in (vcpu.kernel_root, vcpu.user_root):
                 if root:
-                    self.types.put_page_and_type(root)
+                    self.types.give_up(root)
             vcpu.kernel_root = vcpu.user_root = 0
         for core in self.cores:
             if core in owner.cores:
@@ -365,6 +368,9 @@ class World:
                 return result
             assert vcpu.restarted is not None
             arguments, vcpu.restarted = vcpu.restarted, None
+            self.restarts += 1
+            if self.between is not None:
+                self.between(vcpu)
 
     def entry(self, table: int, slot: int) -> int:
         return int(self.memory.q[(table << 9) + slot])

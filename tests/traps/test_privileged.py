@@ -139,6 +139,19 @@ def test_other_control_registers(bench: Bench) -> None:
     assert bench.run("mov rax, cr3") is DONE
 
 
+def test_a_write_to_cr3_that_takes_long_runs_again() -> None:
+    bench = Bench()
+    bench.answer = -errno.ERESTART
+    bench.place(b"\x0f\x22\xdf")  # mov cr3, rdi
+    for _ in range(2):
+        assert bench.emulate() is DONE
+        assert bench.q[reg.RIP] == CODE
+    bench.answer = 0
+    assert bench.emulate() is DONE
+    assert bench.q[reg.RIP] == CODE + 3
+    assert len(bench.roots) == 3
+
+
 def test_cr3_of_a_pae_guest() -> None:
     bench = Bench(32)
     bench.vcpu.space.root = 0x1_2345_6000

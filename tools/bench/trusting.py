@@ -54,16 +54,17 @@ def get_type(types: PageTypes, mfn: int, kind: int) -> int:
     return failure
 
 
-def put_type(types: PageTypes, mfn: int, parent: int = -1) -> None:
+def put_type(types: PageTypes, mfn: int, parent: int = -1) -> int:
     """Of a table: its last use ends what it was."""
     word = types.types[mfn]
     if word < ONE:
-        return
+        return 0
     if word < 2 * ONE:
         types.validator.demote(mfn, word)
         types.types[mfn] = 0
     else:
         types.types[mfn] = word - ONE
+    return 0
 
 
 def accept(types: PageTypes, entry: int, owner: MemoryOwner, pages: MemoryOwner | None) -> int:
@@ -88,8 +89,9 @@ def accept_table(validator: Any, mfn: int, owner: MemoryOwner, kind: int) -> int
     return 0
 
 
-def forget_table(validator: Validator, mfn: int, owner: MemoryOwner, word: int) -> None:
+def forget_table(validator: Validator, mfn: int, owner: MemoryOwner, word: int) -> int:
     """Its entries held nothing."""
+    return 0
 
 
 def update_l1(
