@@ -85,6 +85,7 @@ class Credit(PerCpu):
         """By logical CPU: whose turn it is, since when, and until when."""
         self._caps = Caps(pool, self._unparked)
         super().__init__(pool, settings)
+        self.admit_settings(self.settings)
 
     # -- parameters
 

@@ -56,6 +56,8 @@ class Credit2(Policy):
         self._group_of: dict[int, Group] = {}
         self._waiting = 0
         """Logical CPUs of groups in whose queue somebody waits: a bit mask."""
+        self._meant: dict[int, Unit] = {}
+        """By logical CPU that was idle and has been poked: who is to run there, and is in no queue."""
         self._placed = dict.fromkeys(pool.cores, 0)
         """By logical CPU: how many vCPUs were placed there when they came."""
         self._turn: dict[int, tuple[Unit, int]] = {}
@@ -138,19 +140,23 @@ class Credit2(Policy):
             self._waiting |= group.mask
 
     def lose(self, core: int, now: int) -> None:
-        group = self._group_of.pop(core)
+        group, meant = self._group_of.pop(core), self._meant.get(core)
         group.remove_core(core)
         del self._placed[core]
         self._turn.pop(core, None)
         self._waiting &= ~(1 << core)
         if not group.cores:
             del self._groups[group_key(self.pool.placement, self._kind, core)]
+        if meant is not None:
+            self._unqueue(meant)
         for unit in list(group.units):
             if not unit.vcpu.hard_affinity & group.mask:
                 queued = self._unqueue(unit)
                 self._move(unit, self._group_of[self._lightest(unit.vcpu)])
                 if queued:
                     self._place(unit, now)
+        if meant is not None:
+            self._place(meant, now)
 
     def _regroup(self, now: int) -> None:
         """Logical CPUs share queues in another way from now on."""
@@ -181,6 +187,10 @@ class Credit2(Policy):
 
     def _unqueue(self, unit: Unit) -> bool:
         group = unit.group
+        if unit.meant is not None:
+            del self._meant[unit.meant]
+            unit.meant = None
+            return True
         if not group.queue.remove(unit.vcpu):
             return False
         if not group.queue:
@@ -211,7 +221,11 @@ class Credit2(Policy):
         group = self._group_of[target]
         if group is not unit.group:
             self._move(unit, group)
-        self._push(unit)
+        if target in self._meant:
+            self._push(unit)
+        else:
+            self._meant[target] = unit
+            unit.meant = target
         self.pool.poke(target, now)
 
     def _tickle(self, unit: Unit, now: int) -> None:
@@ -223,6 +237,8 @@ class Credit2(Policy):
                 continue
             running = self.pool.running(core)
             if running is None:
+                if core in self._meant:
+                    continue
                 return
             other = self._units[running]
             spent = other.spent + (now - self._told[core]) * group.heaviest // other.weight
@@ -284,7 +300,9 @@ class Credit2(Policy):
             group.balanced = now + BALANCE_PERIOD
             if len(self._groups) > 1:
                 self._balance(group, now)
-        chosen = None
+        chosen = self._meant.pop(core, None)
+        if chosen is not None:
+            chosen.meant = None
         if current is not None:
             chosen = self._keeps(core, now, self._units[current])
         while True:
@@ -372,18 +390,10 @@ class Credit2(Policy):
         found = queue.first(thief, soft=True) or queue.first(thief)
         if found is None:
             return None
-        if len(queue) == 1 and self._about_to_decide(group, found[2]):
-            return None
         unit = self._units[found[2]]
         self._unqueue(unit)
         self._move(unit, self._group_of[thief])
         return unit.vcpu
-
-    def _about_to_decide(self, group: Group, vcpu: VCpu) -> bool:
-        """Whether a logical CPU of the group has been poked and will take the vCPU."""
-        idle, pool = self.pool.idle, self.pool
-        return any(pool.running(core) is None and not idle >> core & 1
-                   for core in group.cores if vcpu.hard_affinity >> core & 1)
 
     def _who_may_go(self, group: Group, other: Group) -> list[Unit]:
         return [self._units[vcpu] for vcpu in group.queue.some(LOOKED_AT) if vcpu.hard_affinity & other.mask]

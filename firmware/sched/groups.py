@@ -20,16 +20,17 @@ class Unit:
     """What credit2 keeps of a vCPU.
 
     `spent`: its credit is what its group has given, less this. `core`: where it runs or ran last, `placed`
-    where it was put when it came.
+    where it was put when it came, `meant` the idle logical CPU that has been poked to run it, or None.
     """
 
-    __slots__ = ("core", "group", "placed", "runnable", "spent", "vcpu", "weight", "yields")
+    __slots__ = ("core", "group", "meant", "placed", "runnable", "spent", "vcpu", "weight", "yields")
 
     def __init__(self, vcpu: VCpu, weight: int, group: Group, core: int) -> None:
         self.vcpu = vcpu
         self.weight = weight
         self.group = group
         self.core = self.placed = core
+        self.meant: int | None = None
         self.spent = group.given
         self.runnable = self.yields = False
 
