@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 from machine import Clock, MachineMemory
 from machine.disk import Disk, DiskRequest, Medium, Model, Operation, RawFile, Spinning
 
+SHM = Path("/dev/shm")
+QUICK_FOLDER = SHM if SHM.is_dir() else None
+"""Where flushing costs nothing: for tests that flush a lot and watch something else."""
 Pieces = tuple[tuple[int, int], ...]
 
 

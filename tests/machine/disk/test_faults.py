@@ -23,7 +23,7 @@ from machine.faults import (
     Faults,
     PowerCut,
 )
-from tests.machine.disk.rig import Rig
+from tests.machine.disk.rig import QUICK_FOLDER, Rig
 from tests.machine.rig import Rig as Cores
 
 
@@ -126,9 +126,10 @@ def test_a_power_cut_stops_a_running_machine() -> None:
         assert done == []
 
 
-def test_power_cuts_at_every_write_keep_what_was_flushed(tmp_path: Path) -> None:
+def test_power_cuts_at_every_write_keep_what_was_flushed() -> None:
     for cut_at in range(40):
-        medium = WriteCache(RawFile.create(tmp_path / str(cut_at), 64))
+        below = RawFile.temporary(64, QUICK_FOLDER)
+        medium = WriteCache(below)
         disk = rig(Fault(DISK_POWER, after=cut_at), medium=medium, seed=cut_at)
         rng = random.Random(5)
         flushed = [0] * 64
@@ -146,8 +147,7 @@ def test_power_cuts_at_every_write_keep_what_was_flushed(tmp_path: Path) -> None
                     current[index] = number
                 disk.write(first, bytes([number]) * 4096)
         assert len(disk.done) == cut_at, "the power did fail, then"
-        disk.disk.close()
-        found = (tmp_path / str(cut_at)).read_bytes()
+        found = below.read(0, 64)
         for sector in range(64):
             data = found[sector * 512 : (sector + 1) * 512]
             assert len(set(data)) == 1, "sectors are whole"

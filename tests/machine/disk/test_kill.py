@@ -71,7 +71,7 @@ def test_what_was_flushed_survives_the_process(kind: str, seed: int, tmp_path: P
     acknowledged = 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for _ in range(rng.randrange(1, 60)):
+        for _ in range(rng.randrange(1, 25)):
             acknowledged = int(process.stdout.readline())
         time.sleep(rng.random() / 100)
         process.kill()

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from machine.disk import SECTOR, Medium, Overlay, RawFile, WriteCache, open_medium
+from tests.machine.disk.rig import QUICK_FOLDER
 
 SECTORS = 300
 
@@ -59,7 +60,7 @@ def scattered(data: bytearray, rng: random.Random) -> list[memoryview]:
 @settings(max_examples=60)
 @given(actions=ACTIONS)
 def test_a_medium_is_an_array_of_bytes(kind: str, actions: list[tuple[str, int, int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=QUICK_FOLDER) as folder:
         world = World(Path(folder), kind)
         model = bytearray((Path(folder) / "image").read_bytes())
         base = bytes(model)
@@ -94,7 +95,7 @@ def test_a_medium_is_an_array_of_bytes(kind: str, actions: list[tuple[str, int, 
 def test_after_a_power_cut_every_sector_is_flushed_or_newer(
     actions: list[tuple[str, int, int, int]], seed: int,
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=QUICK_FOLDER) as folder:
         world = World(Path(folder), "cache")
         image = (Path(folder) / "image").read_bytes()
         allowed = [{image[at * SECTOR : (at + 1) * SECTOR]} for at in range(SECTORS)]

@@ -202,7 +202,7 @@ def client(says: bytes) -> tuple[NbdClient, socket.socket]:
     b"", GREETING[:9], b"\0" * 18, struct.pack(">QQH", nbd.NBD_MAGIC, nbd.OPTION_MAGIC, 0),
     GREETING, GREETING + reply(nbd.REP_ACK), GREETING + EXPORT, GREETING + reply(0x80000001, b"no"),
     GREETING + reply(nbd.REP_INFO, option=6), GREETING + reply(nbd.REP_INFO, magic=1),
-    GREETING + struct.pack(">QIII", nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, nbd.REP_INFO, 1 << 30),
+    GREETING + reply(nbd.REP_INFO, bytes((1 << 16) + 1)) + EXPORT + reply(nbd.REP_ACK),
     GREETING + reply(nbd.REP_INFO, bytes(12)[:5]) + reply(nbd.REP_ACK),
 ])
 def test_a_server_that_makes_no_sense(says: bytes) -> None:
@@ -211,8 +211,9 @@ def test_a_server_that_makes_no_sense(says: bytes) -> None:
 
 
 @pytest.mark.parametrize("answer", [
-    b"", struct.pack(">IIQ", nbd.REPLY_MAGIC, 5, 1), struct.pack(">IIQ", nbd.REPLY_MAGIC, 0, 2),
-    struct.pack(">IIQ", 1, 0, 1), struct.pack(">IIQ", nbd.REPLY_MAGIC, 0, 1) + bytes(511),
+    b"", struct.pack(">IIQ", nbd.REPLY_MAGIC, 5, 1) + bytes(512),
+    struct.pack(">IIQ", nbd.REPLY_MAGIC, 0, 2) + bytes(512), struct.pack(">IIQ", 1, 0, 1) + bytes(512),
+    struct.pack(">IIQ", nbd.REPLY_MAGIC, 0, 1) + bytes(511),
 ])
 def test_a_read_that_goes_wrong(answer: bytes) -> None:
     made, theirs = client(READY + answer)
