@@ -279,12 +279,9 @@ class Scheduler:
         index = core.index
         if current is not None:
             self._leave(index, current, now)
+        core.advance(vcpu.last_time)
         if core.current is not vcpu:
             self._switch(core, vcpu)
-        else:
-            behind = vcpu.last_time - core.now()
-            if behind > 0:
-                core.charge(behind)
         self._running[index] = vcpu
         vcpu.scheduled = True
         now = core.now()
@@ -305,9 +302,6 @@ class Scheduler:
         self.unload(core)
         if vcpu.loaded:
             self.unload(vcpu.core)
-        behind = vcpu.last_time - core.now()
-        if behind > 0:
-            core.charge(behind)
         cost = self.costs.switch
         if vcpu.home != core.index:
             cost += self.costs.migration[self.placement.distance(vcpu.home, core.index)]

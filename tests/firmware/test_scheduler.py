@@ -121,7 +121,7 @@ class TestRunStates:
         world.scheduler.unblock(vcpu)
         vcpu.last_time = 500
         world.run(world.cores[0])
-        assert world.cores[0].charged == 500
+        assert world.cores[0].waited == 500
 
 
 class Step:

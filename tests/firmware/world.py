@@ -53,6 +53,7 @@ class PlainCore:
         self.idle = False
         self.stopped = 0
         self.charged = 0
+        self.waited = 0
         self.deadline = 1 << 62
         self.bank = 0
         self.flushes = 0
@@ -68,6 +69,9 @@ class PlainCore:
 
     def charge(self, ns: int) -> None:
         self.charged += ns
+
+    def advance(self, to_ns: int) -> None:
+        self.waited += max(0, to_ns - self.now())
 
     def limit(self, deadline_ns: int) -> None:
         self.deadline = min(self.deadline, deadline_ns)
