@@ -1,8 +1,9 @@
 """multicall: several hypercalls for the price of one trap.
 
-Each entry's result is written back to it. An iret among them ends the batch, as the context it returns to is
-not the batch's any more. After a call that blocks the vCPU the rest follows when it runs again. Source: xen.h
-(multicall_entry); behaviour of xen/common/multicall.c and pv/hypercall.c.
+Each entry is read at its turn, for calls before it may have written it, and its result is written back to it.
+An iret among them ends the batch, as the context it returns to is not the batch's any more. After a call that
+blocks the vCPU the rest follows when it runs again. Source: xen.h (multicall_entry); behaviour of
+xen/common/multicall.c and pv/hypercall.c.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ IRET: Final = 23
 MULTICALL: Final = 13
 WORD: Final = (1 << 64) - 1
 WORD32: Final = (1 << 32) - 1
-BATCH: Final = 32
-"""Entries read from the guest at a time."""
 LONGEST: Final = 256
 """Entries run before the call is restarted for the rest, so that events and time limits are seen."""
 ENTRY_NS: Final = 1_000
@@ -64,43 +63,38 @@ class Multicall:
                 vcpu.core.charge(LONGEST * ENTRY_NS)
                 vcpu.restart(call_list, count)
                 return CONTINUE
-            batch = min(count, BATCH, left)
-            left -= batch
-            try:
-                entries = space.read(call_list, size * batch)
-            except GuestFault:
-                batch = 1
-                entries = space.read(call_list, size)
-            for at in range(0, size * batch, size):
-                number, _result, *arguments = words.unpack_from(entries, at)
-                handler = handlers[number] if number < LIMIT else None
-                if number == MULTICALL:
-                    result = -errno.EINVAL
-                elif handler is None or (pv32 and not self._compat[number]):
-                    result = table.absent(number)
-                else:
-                    counts[number] += 1
-                    try:
-                        result = handler(vcpu, *arguments[: arity[number]])
-                    except HypercallError as error:
-                        result = -error.errno
-                    if number == IRET:
-                        if vcpu.in_kernel:
-                            self._result(vcpu, call_list + at + result_offset, result, result_size)
-                        return result
-                if result == CONTINUE:
-                    again = vcpu.restarted or ()
-                    arguments[: len(again)] = (value & mask for value in again)
-                    space.write(call_list + at, words.pack(number, _result, *arguments))
-                    vcpu.restart(call_list + at, count - at // size)
-                    return CONTINUE
-                space.write(call_list + at + result_offset, (result & mask).to_bytes(result_size, "little"))
-                done = at // size + 1
-                if vcpu.pause_flags and done < count:
-                    vcpu.restart(call_list + size * done, count - done)
-                    return CONTINUE
-            call_list += size * batch
-            count -= batch
+            left -= 1
+            number, _result, *arguments = space.unpack_words(call_list, words)
+            handler = handlers[number] if number < LIMIT else None
+            if number == MULTICALL:
+                result = -errno.EINVAL
+            elif handler is None or (pv32 and not self._compat[number]):
+                result = table.absent(number)
+            else:
+                counts[number] += 1
+                try:
+                    result = handler(vcpu, *arguments[: arity[number]])
+                except HypercallError as error:
+                    result = -error.errno
+                if number == IRET:
+                    if vcpu.in_kernel:
+                        self._result(vcpu, call_list + result_offset, result, result_size)
+                    return result
+            if result == CONTINUE:
+                again = vcpu.restarted or ()
+                arguments[: len(again)] = (value & mask for value in again)
+                space.write(call_list, words.pack(number, _result, *arguments))
+                vcpu.restart(call_list, count)
+                return CONTINUE
+            if pv32:
+                space.write32(call_list + result_offset, result & mask)
+            else:
+                space.write64(call_list + result_offset, result & mask)
+            call_list += size
+            count -= 1
+            if vcpu.pause_flags and count:
+                vcpu.restart(call_list, count)
+                return CONTINUE
         return 0
 
     @staticmethod

@@ -252,7 +252,7 @@ class Grants:
         if not flags & abi.GNTMAP_readonly:
             self._types.types[mfn] |= FOREIGN
         self._memory.store64(at, self._entry(mfn, flags, vcpu.domain.pv32))
-        self._types.put_page_from_l1(old)
+        self._types.put_page_from_l1(old, vcpu.domain.memory)
         return True
 
     # Unmapping
@@ -325,7 +325,7 @@ class Grants:
         at = self._slot(vcpu, address, contains_pte)
         expected = self._entry(mfn, flags, vcpu.domain.pv32)
         if not at or (self._memory.q[at >> 3] ^ expected) & (ADDRESS | PRESENT | RW):
-            self._types.put_page_from_l1(moved)
+            self._types.put_page_from_l1(moved, vcpu.domain.memory)
             return False
         self._memory.store64(at, moved)
         return True

@@ -8,6 +8,7 @@ domain changes.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Any, Final
 
 from firmware.hypercalls import GuestFault
@@ -40,6 +41,7 @@ class GuestSpace:
         "_read_tables",
         "_root",
         "_slots",
+        "_store64",
         "_write",
         "_write_tables",
     )
@@ -50,6 +52,7 @@ class GuestSpace:
         self._q = memory.q
         self._b = memory.b
         self._write = memory.write
+        self._store64 = memory.store64
         self._root = root
         self._generation = -1
         self._slots: list[int] = []
@@ -115,7 +118,23 @@ class GuestSpace:
 
     def write64(self, va: int, value: int) -> None:
         """Write a 64-bit word."""
+        table = self._write_tables.get(va >> 21)
+        if table is not None and not va & 7 and self._generation == self._owner.generation:
+            entry = self._q[table + (va >> 12 & 511)]
+            if entry & WRITABLE == WRITABLE:
+                self._store64(entry & ADDRESS | va & 4095, value)
+                return
         self.write(va, value.to_bytes(8, "little"))
+
+    def unpack_words(self, va: int, codec: Struct) -> tuple[int, ...]:
+        """What `codec` finds at `va`."""
+        table = self._read_tables.get(va >> 21)
+        if table is not None and self._generation == self._owner.generation:
+            entry = self._q[table + (va >> 12 & 511)]
+            offset = va & 4095
+            if entry & READABLE == READABLE and offset + codec.size <= 4096:
+                return codec.unpack_from(self._b, (entry & ADDRESS) + offset)
+        return codec.unpack(self.read(va, codec.size))
 
     def unpack(self, va: int, variant: Any) -> Any:
         """The structure at `va`, as the variant's named tuple."""

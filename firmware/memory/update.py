@@ -17,7 +17,6 @@ from firmware.memory.pte import (
     COMPAT_L3_DISALLOWED,
     GLOBAL,
     GUEST_KERNEL,
-    L1_DISALLOWED,
     PRESENT,
     REVALIDATE,
     TABLE_DISALLOWED,
@@ -49,8 +48,6 @@ class EntryUpdate:
         """Set the L1 entry at machine address `at`, in a table of `tables`, to map a frame of `pages`."""
         old = self._q[at >> 3]
         if new & PRESENT:
-            if new & L1_DISALLOWED:
-                return -EINVAL
             if not tables.pv32:
                 if not new & USER:
                     new |= KERNEL_USER
@@ -63,7 +60,7 @@ class EntryUpdate:
             if failure:
                 return failure
         self._memory.store64(at, new | old & ACCESSED_DIRTY if preserve else new)
-        self._types.put_page_from_l1(old)
+        self._types.put_page_from_l1(old, tables)
         return 0
 
     def l2(self, at: int, new: int, owner: MemoryOwner, preserve: bool = False) -> int:

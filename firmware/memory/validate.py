@@ -12,7 +12,6 @@ import numpy as np
 
 from firmware.abi.errno import EINVAL, ERESTART
 from firmware.memory.frames import (
-    FOREIGN,
     L1_TABLE,
     L2_TABLE,
     L3_TABLE,
@@ -69,7 +68,8 @@ _ADDRESS: Final = np.uint64(ADDRESS)
 _PAGE_SHIFT: Final = np.uint64(12)
 _ONE: Final = np.uint64(ONE)
 _VALID: Final = np.uint64(VALID_MASK)
-_FOREIGN: Final = np.uint64(FOREIGN)
+_TYPE: Final = np.uint64(TYPE_MASK)
+_DESCRIPTORS: Final = np.uint64(SEGMENT_DESCRIPTORS)
 _WRITABLE_VALIDATED: Final = np.uint64(WRITABLE | VALIDATED)
 _NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
 
@@ -193,14 +193,13 @@ class Validator:
         return True
 
     def _bulk_retype(self, owner: MemoryOwner, targets: np.ndarray) -> None:
-        """Unused frames become writable ones, after one flush for all of them."""
+        """Unused frames become writable ones, after one flush for all of them. None of them is FOREIGN: only
+        writable ones are.
+        """
         frames = self._frames
         words = frames.type_array[targets]
         stamp = int(frames.stamp_array[targets].max())
-        if (words & _FOREIGN).any():
-            self._types.shootdown.everyone(stamp, *targets.tolist())
-        else:
-            self._types.shootdown.older(owner, stamp, *targets.tolist())
+        self._types.shootdown.older(owner, stamp, *targets.tolist())
         frames.type_array[targets] = (words & _NOT_TYPE) | _WRITABLE_VALIDATED
 
     def _promote_l1_each(self, mfn: int, owner: MemoryOwner, slots: list[int]) -> int:
@@ -215,7 +214,7 @@ class Validator:
             if failure:
                 put = self._types.put_page_from_l1
                 for done in reversed(slots[:position]):
-                    put(q[start + done])
+                    put(q[start + done], owner)
                 return failure
             adjusted = adjust_l1(entry, pv32)
             if adjusted != entry:
@@ -232,14 +231,18 @@ class Validator:
             return 0
         put = self._types.put_page_from_l1
         for entry in entries.tolist():
-            put(entry)
+            put(entry, owner)
         return 0
 
     def _bulk_drop(self, entries: np.ndarray) -> bool:
-        """Drop the references of L1 entries at once; False and nothing done when that would free a frame."""
+        """Drop the references of L1 entries at once; False and nothing done when that would free a frame, or
+        take away an LDT.
+        """
         frames = self._frames
         counts, types = frames.count_array, frames.type_array
         targets = ((entries & _ADDRESS) >> _PAGE_SHIFT).view(np.int64)
+        if self._types.ldt_users and ((types[targets] & _TYPE) == _DESCRIPTORS).any():
+            return False
         np.subtract.at(counts, targets, _ONE)
         if (counts[targets] < _ONE).any():
             np.add.at(counts, targets, _ONE)

@@ -156,6 +156,36 @@ class TestMulticall:
         world.memory.write(frame, entries((17, 0, 0), (17, 0, 0)))
         assert world.call(vcpu, "multicall", RO_PAGE, 2) == -EFAULT
 
+    def test_an_entry_is_read_when_its_turn_comes(self, world: World, vcpu: VCpu) -> None:
+        """The first call writes the second entry: what runs is what stands there then."""
+        size = xen.multicall_entry.w64.size
+        at = world.poke(vcpu, entries((17, 1, BASE + size), (0, 0, 0), (17, 0, 0)))
+
+        def rewrite(caller: VCpu, _cmd: int, target: int) -> int:
+            if target:
+                caller.space.write(target, entries((17, 0, 0))[:8])
+            return 4 << 16 | 17
+
+        number = 17
+        original, world.calls.handlers[number] = world.calls.handlers[number], rewrite
+        try:
+            assert world.call(vcpu, "multicall", at, 3) == 0
+        finally:
+            world.calls.handlers[number] = original
+        assert results(vcpu, 3) == [4 << 16 | 17] * 3
+
+    def test_an_entry_may_lie_in_two_pages(self, world: World, vcpu: VCpu) -> None:
+        at = BASE + 4096 - 24
+        world.poke(vcpu, entries((17, 0, 0), (17, 99, 0)), at)
+        assert world.call(vcpu, "multicall", at, 2) == 0
+        assert results(vcpu, 2, at) == [4 << 16 | 17, -ENOSYS & MASK]
+
+    def test_a_result_may_lie_anywhere(self, world: World, vcpu: VCpu) -> None:
+        at = BASE + 4096 - 13
+        world.poke(vcpu, entries((17, 0, 0)), at)
+        assert world.call(vcpu, "multicall", at, 1) == 0
+        assert results(vcpu, 1, at) == [4 << 16 | 17]
+
     def test_an_iret_ends_it(self, world: World, vcpu: VCpu) -> None:
         calls: list[VCpu] = []
 

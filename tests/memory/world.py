@@ -165,6 +165,12 @@ class ScratchSpace(GuestSpace):
         else:
             super().write(va, data)
 
+    def write64(self, va: int, value: int) -> None:
+        if 0 <= va - ARGUMENTS < ARGUMENTS_SIZE:
+            self.write(va, value.to_bytes(8, "little"))
+        else:
+            super().write64(va, value)
+
     def read64(self, va: int) -> int:
         at = va - ARGUMENTS
         if at >= 0 and at + 8 <= ARGUMENTS_SIZE:

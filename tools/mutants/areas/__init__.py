@@ -1,11 +1,9 @@
 """The mutants, by what they take away.
 
 Not listed, because taking them away changes nothing a guest can see or gain:
-- the flags of an L1 entry in `EntryUpdate.l1`: `get_page_from_l1` looks at them again;
 - `count < ONE` in `get_page`: a frame with an owner always has a reference;
 - the stamps after a failed validation and in `steal`: the last type reference has stamped the frame before;
 - that an unmapped grant's address has an entry at all: machine address 0 holds none that fits;
-- a bulk change of type of a frame granted for writing, which is writable already;
 - what only saves flushes: filters, `Shootdown.note`.
 """
 

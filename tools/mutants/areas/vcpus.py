@@ -217,14 +217,14 @@ AREA: Final = Area(
         Mutant(
             "multicall: not within itself",
             MULTICALL,
-            "if number == MULTICALL:\n                    result = -errno.EINVAL\n                el",
+            "if number == MULTICALL:\n                result = -errno.EINVAL\n            el",
             "",
         ),
         Mutant("multicall: an iret ends it", MULTICALL, "if number == IRET:", "if False:"),
         Mutant(
             "multicall: a call that blocks ends it",
             MULTICALL,
-            "if vcpu.pause_flags and done < count:",
+            "if vcpu.pause_flags and count:",
             "if False:",
         ),
         Mutant(
@@ -243,5 +243,12 @@ AREA: Final = Area(
             "multicall: calls of 32-bit guests", MULTICALL, "(pv32 and not self._compat[number])", "False"
         ),
         Mutant("multicall: long lists are interrupted", MULTICALL, "left = LONGEST", "left = count"),
+        Mutant(
+            "multicall: each entry at its turn",
+            MULTICALL,
+            "number, _result, *arguments = space.unpack_words(call_list, words)",
+            "seen = locals().get('seen') or space.read(call_list, size * count)\n"
+            "            number, _result, *arguments = words.unpack_from(seen, len(seen) - size * count)",
+        ),
     ),
 )
