@@ -305,17 +305,22 @@ class Rtds(PerCpu):
             return
         pool, home, key = self.pool, self.home[vcpu], self.key(vcpu)
         self.push(vcpu, key)
-        idle = pool.idle
-        if idle >> home & 1:
+        if pool.idle >> home & 1:
             pool.poke(home, now)
             return
         current = pool.running(home)
         if current is not None and current is not vcpu and key < self._rank(current, home):
             pool.poke(home, now)
-        elif idle and (current is not None or len(self.queues[home]) > 1):
-            target = pool.placement.idle_for(vcpu, home, idle)
+        elif current is not None or len(self.queues[home]) > 1:
+            self._offer(vcpu, home, now)
+
+    def _offer(self, vcpu: VCpu, home: int, now: int) -> None:
+        """Have an idle logical CPU look, if there is one for this vCPU, which waits."""
+        idle = self.pool.idle
+        if idle:
+            target = self.pool.placement.idle_for(vcpu, home, idle)
             if target is not None:
-                pool.poke(target, now)
+                self.pool.poke(target, now)
 
     def wake(self, vcpu: VCpu, now: int) -> None:
         server = self.servers[vcpu]
@@ -341,6 +346,8 @@ class Rtds(PerCpu):
             head = self.queues[core].first(core) if self.waiting >> core & 1 else None
             if server.left > 0 and current.hard_affinity >> core & 1 and (
                     head is None or head[0] >= self._rank(current, core)):
+                if head is not None:
+                    self._offer(head[2], core, now)
                 return current, server.left
             self.enter(current, now)
         chosen = self.take(core) or self.steal(core)
