@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/.stamp
+PLOTS  := $(VENV)/.plots
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
 
-.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench soak mutants clean
+.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench bench-disk soak mutants clean
 
 demo: $(STAMP)
 	@$(BIN)/xenpy demo
@@ -43,6 +44,14 @@ mutants: $(STAMP)
 bench: $(STAMP) fetch
 	@$(RUN) -m tools.bench $(BENCH_ARGS)
 
+# Disk schedulers against each other; plots go to bench-plots.
+bench-disk: $(PLOTS) fetch
+	@$(RUN) -m tools.bench --only disk-shares --output bench-disk.json $(BENCH_ARGS)
+
+$(PLOTS): $(STAMP)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev,plots]'
+	@touch $@
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xenpy needs Python 3.11 or newer; set PYTHON=")'
 	@echo "setting up $(VENV)" >&2
@@ -51,5 +60,5 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info bench-results.json
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info bench-*.json bench-plots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tools.bench import boot, cost, determinism, memory, memory_loops, micro
+from tools.bench import boot, cost, determinism, disk_shares, memory, memory_loops, micro
 from tools.bench.report import MIB, Report
 
 Say = Callable[[str], None]
@@ -108,7 +108,10 @@ def sameness(report: Report, rounds: int, say: Say) -> None:
 
 PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
     "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
+    "disk-shares": disk_shares.measure,
 }
+USUAL: Final = ("boot", "traps", "starts", "memory", "sameness")
+"""What is measured when nothing is named."""
 ERRORS: Final = (OSError, micro.LoopError, cost.CommandError, determinism.RunError)
 
 
@@ -128,7 +131,7 @@ def main(arguments: list[str]) -> int:
         progress.print(text, markup=False, highlight=False)
 
     try:
-        for name in options.only or PARTS:
+        for name in options.only or USUAL:
             try:
                 PARTS[name](report, options.rounds, say)
             except ERRORS as error:

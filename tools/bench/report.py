@@ -18,17 +18,18 @@ MIB: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Promise:
-    """A number that must not be exceeded."""
+    """A number that must not be exceeded; with `at_least`, one that must be reached."""
 
     name: str
     limit: float
     measured: float
     unit: str
+    at_least: bool = False
 
     @property
     def kept(self) -> bool:
         """The measured number is within the limit."""
-        return self.measured <= self.limit
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
 @dataclass
@@ -49,6 +50,10 @@ class Report:
     def promise(self, name: str, limit: float, measured: float, unit: str = "") -> None:
         """Hold a measured number against its limit."""
         self.promises.append(Promise(name, limit, measured, unit))
+
+    def promise_least(self, name: str, limit: float, measured: float, unit: str = "") -> None:
+        """Hold a measured number against what it has to reach."""
+        self.promises.append(Promise(name, limit, measured, unit, at_least=True))
 
     @property
     def good(self) -> bool:
@@ -101,12 +106,13 @@ def steps_table(steps: Mapping[str, Mapping[str, float]]) -> Table:
 def promises_table(promises: list[Promise]) -> Table:
     """One row a promise."""
     table = Table(title="Promises", title_justify="left")
-    for column in ("what", "measured", "at most", ""):
+    for column in ("what", "measured", "limit", ""):
         table.add_column(column, justify="left" if column == "what" else "right")
     for promise in promises:
         verdict = "kept" if promise.kept else "[bold red]broken[/]"
         table.add_row(promise.name, f"{promise.measured:.2f} {promise.unit}".strip(),
-                      f"{promise.limit:g} {promise.unit}".strip(), verdict)
+                      f"{'>=' if promise.at_least else '<='} {promise.limit:g} {promise.unit}".strip(),
+                      verdict)
     return table
 
 

@@ -72,7 +72,7 @@ def accept(types: PageTypes, entry: int, owner: MemoryOwner, pages: MemoryOwner 
     return 0
 
 
-def forget(types: PageTypes, entry: int) -> None:
+def forget(types: PageTypes, entry: int, tables: MemoryOwner) -> None:
     """It held nothing."""
 
 
