@@ -294,9 +294,8 @@ class Validator:
 
     def replace_table(self, entry: int, mfn: int) -> None:
         """The same for an entry that is no more: what is left to do is the call's (`PageTypes.end`)."""
-        target = (entry & ADDRESS) >> 12
-        if entry & PRESENT and target != mfn:
-            self._types.replaced(target, mfn)
+        if self.put_table(entry, mfn):
+            self._types.old = (entry & ADDRESS) >> 12
 
     def _get_linear(self, entry: int, target: int, mfn: int, owner: MemoryOwner, level: int) -> bool:
         if entry & RW:

@@ -32,6 +32,8 @@ REST: Final = (
     "tests/memory/test_floor.py",
     "tests/memory/test_m2p.py",
     "tests/memory/test_unfinished.py",
+    "tests/memory/test_interrupted.py",
+    "tests/memory/test_ldt.py",
     "tests/firmware/test_contexts.py",
     "tests/firmware/test_calls.py",
     "tests/firmware/test_vcpus.py",

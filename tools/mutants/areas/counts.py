@@ -44,16 +44,16 @@ AREA: Final = Area(
         Mutant(
             "put_type counts",
             TYPES,
-            "else:\n            self.types[mfn] = word - ONE\n        if linear",
-            "if linear",
+            "if word >= 2 * ONE:\n            self.types[mfn] = word - ONE\n        elif L1_TABLE",
+            "if word >= 2 * ONE:\n            pass\n        elif L1_TABLE",
         ),
         Mutant(
-            "the last type reference takes a table apart", TYPES, "self.validator.demote(mfn, word)", "pass"
+            "the last type reference takes a table apart", TYPES, "self.validator.demote(mfn, word)", "0"
         ),
         Mutant(
             "a failed type gives the reference back",
             TYPES,
-            "if failure:\n            self.put_page(mfn)",
+            "if failure and self.old != mfn:\n            self.put_page(mfn)",
             "if False:\n            self.put_page(mfn)",
         ),
         Mutant(
@@ -77,8 +77,8 @@ AREA: Final = Area(
         Mutant(
             "unpin gives both back",
             TYPES,
-            "self.types[mfn] &= ~PINNED\n            self.put_page_and_type(mfn)\n        else",
-            "self.types[mfn] &= ~PINNED\n        else",
+            "self.types[mfn] &= ~PINNED\n            self.replaced(mfn)",
+            "self.types[mfn] &= ~PINNED",
         ),
         Mutant(
             "an owner gives its own reference once",
@@ -98,8 +98,8 @@ AREA: Final = Area(
         Mutant(
             "a dead domain's pins are given back",
             TYPES,
-            "self.types[mfn] &= ~PINNED\n            self.put_page_and_type(mfn)\n        if pinned",
-            "self.types[mfn] &= ~PINNED\n        if pinned",
+            "if self.put_page_and_type(mfn):\n                self.put_page(mfn)\n            if self.work",
+            "if self.work",
         ),
         Mutant(
             "a dead domain's frames are given back",
@@ -131,12 +131,15 @@ AREA: Final = Area(
             "return 0",
         ),
         Mutant(
-            "an L1 entry replaced", "firmware/memory/update.py", "self._types.put_page_from_l1(old)", "pass"
+            "an L1 entry replaced",
+            "firmware/memory/update.py",
+            "self._types.put_page_from_l1(old, tables)",
+            "pass",
         ),
         Mutant(
             "an entry above L1 replaced",
             "firmware/memory/update.py",
-            "self._validator.put_table(old, mfn)",
+            "self._validator.replace_table(old, mfn)",
             "pass",
         ),
         Mutant("whole L1 in bulk: type references", VALIDATE, "np.add.at(types, written, _ONE)", "pass"),
@@ -172,23 +175,17 @@ AREA: Final = Area(
             "return False",
         ),
         Mutant(
-            "a shared last L2 is given back",
-            VALIDATE,
-            "self._types.put_page_and_type(target)\n            return -EINVAL",
-            "return -EINVAL",
-        ),
-        Mutant(
             "the old root is given back",
             EXTENDED,
             "self._shootdown.load_root(vcpu.core, mfn << 12)\n"
             "            if old:\n"
-            "                types.put_page_and_type(old)",
+            "                types.replaced(old)",
             "self._shootdown.load_root(vcpu.core, mfn << 12)",
         ),
         Mutant(
             "the old user root is given back",
             EXTENDED,
-            "vcpu.core.flush_parked()\n        if old:\n            types.put_page_and_type(old)",
+            "vcpu.core.flush_parked()\n        if old:\n            types.replaced(old)",
             "vcpu.core.flush_parked()",
         ),
         Mutant(
@@ -252,11 +249,14 @@ AREA: Final = Area(
         Mutant(
             "grant: a replacement that is lost is let go",
             GRANTS,
-            "self._types.put_page_from_l1(moved)",
+            "self._types.put_page_from_l1(moved, vcpu.domain.memory)",
             "pass",
         ),
         Mutant(
-            "grant: what a mapping replaced is let go", GRANTS, "self._types.put_page_from_l1(old)", "pass"
+            "grant: what a mapping replaced is let go",
+            GRANTS,
+            "self._types.put_page_from_l1(old, vcpu.domain.memory)",
+            "pass",
         ),
         Mutant(
             "grant: an unmapped frame is let go",
@@ -304,7 +304,7 @@ AREA: Final = Area(
         Mutant(
             "a new vCPU's root is held",
             FLOOR,
-            "result = self.types.get_page_and_type(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)",
+            "result = self.types.take_whole(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)",
             "result = 0",
         ),
     ),

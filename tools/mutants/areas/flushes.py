@@ -42,7 +42,7 @@ AREA: Final = Area(
         if kind in (WRITABLE, SHARED):
             types[mfn] |= VALIDATED
             return 0
-        failure = self.validator.promote(mfn, kind)
+        return self._check(mfn, kind)
 """,
             """\
         owner = self._by_tag.get(self.owners[mfn])
@@ -53,17 +53,18 @@ AREA: Final = Area(
             if changed and owner is not None:
                 self.shootdown.older(owner, self.stamps[mfn], mfn)
             return 0
-        failure = self.validator.promote(mfn, kind)
+        failure = self._check(mfn, kind)
         if changed and foreign:
             self.shootdown.everyone(self.stamps[mfn], mfn)
         elif changed and owner is not None:
             self.shootdown.older(owner, self.stamps[mfn], mfn)
+        return failure
 """,
         ),
         Mutant(
             "the last type reference stamps the frame",
             TYPES,
-            "self.stamps[mfn] = self.shootdown.clock\n            self.types[mfn] = (word - ONE)",
+            "self.stamps[mfn] = self.shootdown.clock\n        self.types[mfn] = (word - ONE)",
             "self.types[mfn] = (word - ONE)",
         ),
         Mutant(

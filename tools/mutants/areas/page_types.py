@@ -63,8 +63,8 @@ AREA: Final = Area(
         Mutant(
             "a new type is validated",
             TYPES,
-            "failure = self.validator.promote(mfn, kind)\n        if failure",
-            "failure = 0\n        if failure",
+            "failure = self.validator.promote(mfn, kind)",
+            "failure = 0",
         ),
         Mutant(
             "a type that changed counts as not validated",
@@ -74,9 +74,9 @@ AREA: Final = Area(
         ),
         Mutant(
             "a failed validation leaves no type",
-            VALIDATE,
-            "types.types[mfn] = NONE\n        types.stamps",
-            "types.stamps",
+            TYPES,
+            "self.types[mfn] = NONE\n            self.stamps",
+            "self.stamps",
         ),
         Mutant("L1 entry: flags", TYPES, "if entry & L1_DISALLOWED:\n            return -EINVAL\n", "pass\n"),
         Mutant(
@@ -117,18 +117,16 @@ AREA: Final = Area(
             TYPES,
             "if self.types[mfn] & PINNED:\n"
             "            self.types[mfn] &= ~PINNED\n"
-            "            self.put_page_and_type(mfn)\n"
-            "        else",
+            "            self.replaced(mfn)",
             "if True:\n"
             "            self.types[mfn] &= ~PINNED\n"
-            "            self.put_page_and_type(mfn)\n"
-            "        else",
+            "            self.replaced(mfn)",
         ),
         Mutant(
             "unpin: once",
             TYPES,
-            "self.types[mfn] &= ~PINNED\n            self.put_page_and_type(mfn)\n        else",
-            "self.put_page_and_type(mfn)\n        else",
+            "self.types[mfn] &= ~PINNED\n            self.replaced(mfn)",
+            "self.replaced(mfn)",
         ),
         Mutant(
             "unpin: only one's own",
@@ -188,20 +186,26 @@ AREA: Final = Area(
         Mutant(
             "an unfinished table goes on where it stopped",
             VALIDATE,
-            "first = self._frames.partial.pop(mfn, 0)",
-            "first = 0 * self._frames.partial.pop(mfn, 0)",
+            "first, held = self._frames.partial.pop(mfn, (0, False))",
+            "first, held = 0, self._frames.partial.pop(mfn, (0, False))[1]",
         ),
         Mutant("an unfinished table is so once", TYPES, "self.types[mfn] &= ~PARTIAL", "pass"),
         Mutant(
             "an unfinished table gives back the reference left on it",
             TYPES,
-            "self.put_page(mfn)\n        if failure:\n            self.validator.abandon(mfn)\n        else:",
-            "if failure:\n            self.validator.abandon(mfn)\n        else:",
+            "failure = self._check(mfn, kind)\n        self.put_page(mfn)",
+            "failure = self._check(mfn, kind)",
+        ),
+        Mutant(
+            "a dead domain's lost references are found",
+            TYPES,
+            "for _ in range(frames.lost.pop(mfn)):\n                self.put_page(mfn)",
+            "frames.lost.pop(mfn)",
         ),
         Mutant(
             "a dead domain's unfinished tables are taken apart",
             TYPES,
-            "self.validator.find_lost(owner)",
+            "if self.put_partial(mfn):\n                return True",
             "pass",
         ),
         Mutant(

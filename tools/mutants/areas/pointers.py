@@ -65,7 +65,12 @@ AREA: Final = Area(
             "if entry & WRITABLE == WRITABLE and",
             "if entry & READABLE == READABLE and",
         ),
-        Mutant("a remembered table: the page is there", GUEST, "if entry & READABLE == READABLE and", "if"),
+        Mutant(
+            "a remembered table: the page is there",
+            GUEST,
+            "if entry & READABLE == READABLE and offset + length",
+            "if offset + length",
+        ),
         Mutant(
             "a remembered table: a word that is there",
             GUEST,
@@ -109,8 +114,12 @@ AREA: Final = Area(
         Mutant(
             "what is remembered ends with a change",
             GUEST,
-            "if table is not None and not va & 7 and self._generation == self._owner.generation:",
-            "if table is not None and not va & 7:",
+            "if table is not None and not va & 7 and self._generation == self._owner.generation:\n"
+            "            entry = self._q[table + (va >> 12 & 511)]\n"
+            "            if entry & READABLE",
+            "if table is not None and not va & 7:\n"
+            "            entry = self._q[table + (va >> 12 & 511)]\n"
+            "            if entry & READABLE",
         ),
         Mutant(
             "mmu_update: the list's range",

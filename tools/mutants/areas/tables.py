@@ -199,14 +199,14 @@ AREA: Final = Area(
         Mutant(
             "whole table: flags",
             VALIDATE,
-            "failure = -EINVAL if entry & disallowed else self.get_table(entry, mfn, owner, level)",
-            "failure = self.get_table(entry, mfn, owner, level)",
+            "if entry & disallowed:\n                failure = -EINVAL\n            el",
+            "",
         ),
         Mutant(
             "whole table: a failure gives back what was taken",
             VALIDATE,
-            "self._drop_entries(mfn, owner, level, self._checked_slots(mfn, end, level))",
-            "pass",
+            "        types.old = mfn\n\n    def _checked",
+            "\n    def _checked",
         ),
         Mutant(
             "whole root: Xen's slots are not the guest's",
@@ -257,25 +257,31 @@ AREA: Final = Area(
         Mutant(
             "PAE root: the last slot is there",
             VALIDATE,
-            "if not entry & PRESENT or entry & COMPAT_L3_DISALLOWED:",
-            "if entry & COMPAT_L3_DISALLOWED:",
+            "if not entry & PRESENT:\n            return -EINVAL\n        types, target",
+            "types, target",
         ),
         Mutant(
             "PAE root: flags of the last slot",
             VALIDATE,
-            "if not entry & PRESENT or entry & COMPAT_L3_DISALLOWED:",
-            "if not entry & PRESENT:",
+            "if entry & disallowed:",
+            "if entry & disallowed and not (compat_l3 and slot == 3):",
         ),
         Mutant(
             "PAE root: the last L2 is nobody else's",
             VALIDATE,
-            "if self._types.types[target] >= 2 * ONE:",
+            "if not failure and self._shares_last_l2(mfn):",
             "if False:",
         ),
         Mutant(
-            "PAE root: a failure gives back what was taken",
+            "PAE root: one that shares its last L2 gives back what was taken",
             VALIDATE,
-            "self._drop_entries(mfn, owner, L3_TABLE, slots)",
+            "self._stop(mfn, ENTRIES, False, -1)",
+            "pass",
+        ),
+        Mutant(
+            "PAE root: a failure takes back the flags Xen set",
+            VALIDATE,
+            "self._restore_compat_l3(mfn, [slot for slot in slots if slot < end])",
             "pass",
         ),
         Mutant(

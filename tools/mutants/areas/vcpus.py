@@ -10,6 +10,7 @@ CONTEXT: Final = "firmware/domain/context.py"
 VCPUS: Final = "firmware/vcpus.py"
 IRET: Final = "firmware/traps/iret.py"
 MULTICALL: Final = "firmware/multicall.py"
+GUEST: Final = "firmware/memory/guest.py"
 
 AREA: Final = Area(
     "vcpus",
@@ -243,6 +244,28 @@ AREA: Final = Area(
             "multicall: calls of 32-bit guests", MULTICALL, "(pv32 and not self._compat[number])", "False"
         ),
         Mutant("multicall: long lists are interrupted", MULTICALL, "left = LONGEST", "left = count"),
+        Mutant(
+            "multicall: an entry in two pages",
+            GUEST,
+            "if entry & READABLE == READABLE and offset + codec.size <= 4096:",
+            "if entry & READABLE == READABLE:",
+        ),
+        Mutant(
+            "multicall: the result is the guest's to write",
+            GUEST,
+            "if entry & WRITABLE == WRITABLE:\n                self._store64",
+            "if entry & READABLE == READABLE:\n                self._store64",
+        ),
+        Mutant(
+            "multicall: a result that is not aligned",
+            GUEST,
+            "not va & 7 and self._generation == self._owner.generation:\n"
+            "            entry = self._q[table + (va >> 12 & 511)]\n"
+            "            if entry & WRITABLE",
+            "self._generation == self._owner.generation:\n"
+            "            entry = self._q[table + (va >> 12 & 511)]\n"
+            "            if entry & WRITABLE",
+        ),
         Mutant(
             "multicall: each entry at its turn",
             MULTICALL,
