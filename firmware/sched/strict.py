@@ -145,13 +145,12 @@ class Strict(Form):
 
     def _plan_anew(self, now: int) -> None:
         """The rows, or who in them can run, may have changed."""
-        rows = [row for row in self.matrix.rows if any(not vcpu.pause_flags for vcpu in row.values())]
+        rows = self._rows_that_can_run()
         plans = self._plans
         if plans and plans[-1].length == self._length and same(plans[-1].rows, rows):
             return
         if not plans or self.pool.idle == self.pool.mask:
-            start = plans[-1].start if plans and plans[-1].start > now else now + LEAD
-            plans[:] = [Plan(start, self._length, rows)]
+            self._start_over(rows, now)
         else:
             if len(plans) > 1 and plans[-1].start > now + LEAD:
                 plans.pop()
@@ -161,6 +160,19 @@ class Strict(Form):
             while len(plans) > 2 and plans[1].start + LEAD < now:
                 del plans[0]
         self._set_timer(now)
+
+    def _rows_that_can_run(self) -> list[Row]:
+        return [row for row in self.matrix.rows if any(not vcpu.pause_flags for vcpu in row.values())]
+
+    def _start_over(self, rows: list[Row], now: int) -> None:
+        """Nobody runs: the next row need not wait for its slot."""
+        begun = [plan for plan in self._plans if plan.start <= now]
+        soon = [plan.start for plan in self._plans if now < plan.start <= now + LEAD]
+        start = soon[0] if soon else now + LEAD
+        if begun:
+            last = begun[-1]
+            rows = self._in_turn(rows, last, last.end(now))
+        self._plans = [Plan(start, self._length, rows)]
 
     def _in_turn(self, rows: list[Row], last: Plan, start: int) -> list[Row]:
         """The rows, beginning with the one after that which had the last slot."""
@@ -185,10 +197,13 @@ class Strict(Form):
     def _slot_begins(self, _: Any) -> None:
         pool, now = self.pool, self.pool.now()
         self._timer = None
-        row = self._row(now)
+        plan = self._plan_at(now)
+        row = EMPTY if plan is None else plan.row(now)
         for core in pool.cores:
             if pool.running(core) is not None or core in row or self._alternate:
                 pool.poke(core, now)
+            elif plan is not None and len(plan.rows) > 1:
+                self.fragmented_ns += plan.length
         self._set_timer(now)
 
     def _row(self, now: int) -> Row:
@@ -199,12 +214,13 @@ class Strict(Form):
 
     def wake(self, vcpu: VCpu, now: int) -> None:
         at, column = self.matrix.seats[vcpu]
-        row = self.matrix.rows[at]
-        if not self._plans or not any(row is other for other in self._plans[-1].rows):
+        seated = self.matrix.rows[at]
+        if not self._plans or not any(seated is row for row in self._plans[-1].rows):
             self._plan_anew(now)
         elif self._timer is None:
             self._set_timer(now)
-        if self._row(now).get(column) is vcpu or (self._alternate and self.pool.idle >> column & 1):
+        row = self._row(now)
+        if row.get(column) is vcpu or (row and self._alternate and self.pool.idle >> column & 1):
             self.pool.poke(column, now)
 
     def sleep(self, vcpu: VCpu, now: int) -> None:
@@ -229,7 +245,9 @@ class Strict(Form):
             return None
         left = plan.end(now) - now
         if chosen is None:
-            if len(plan.rows) > 1:
+            if self.pool.idle | 1 << core == self.pool.mask:
+                self._nobody_runs(now)
+            elif len(plan.rows) > 1:
                 self.fragmented_ns += left
             return None
         return chosen, left
@@ -248,6 +266,12 @@ class Strict(Form):
         """Whether who has a seat can take it: they may have left, or be late from their last one."""
         return (not vcpu.pause_flags and (vcpu is current or not vcpu.scheduled) and vcpu in self._gang
                 and bool(vcpu.hard_affinity >> core & 1))
+
+    def _nobody_runs(self, now: int) -> None:
+        rows = self._rows_that_can_run()
+        if rows and self._plan_at(now + LEAD) is self._plan_at(now):
+            self._start_over(rows, now)
+            self._set_timer(now)
 
     def _let_go(self, vcpu: VCpu, core: int, row: Row, now: int) -> None:
         """If its seat is elsewhere since the last slot, that logical CPU has waited for it."""

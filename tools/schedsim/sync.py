@@ -13,20 +13,25 @@ if TYPE_CHECKING:
 
 
 class SpinLock:
-    """Test and set: whoever looks first after the release has it. `acquired` counts."""
+    """Who has waited longest of those that look at it, because they run, has it next. With `tickets`: of all
+    who wait, so that a waiter that does not run holds up everybody behind it. `acquired` counts.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tickets: bool = False) -> None:
+        self.tickets = tickets
         self.holder: Task | None = None
         self.acquired = 0
+        self._waiters: list[Task] = []
 
     def acquire(self, task: Task) -> Iterator[Command]:
         """`yield from lock.acquire(me)`."""
-        while True:
-            yield Spin(self._free)
-            if self.holder is None:
-                self.holder = task
-                self.acquired += 1
-                return
+        yield Ordered()
+        waiters = self._waiters
+        waiters.append(task)
+        yield Spin(lambda: self.holder is None and self._next() is task)
+        waiters.remove(task)
+        self.holder = task
+        self.acquired += 1
 
     def release(self, task: Task) -> Iterator[Command]:
         """`yield from lock.release(me)`. RuntimeError for somebody else's lock."""
@@ -35,8 +40,13 @@ class SpinLock:
             raise RuntimeError(f"{task} releases a lock of {self.holder}")
         self.holder = None
 
-    def _free(self) -> bool:
-        return self.holder is None
+    def _next(self) -> Task:
+        waiters = self._waiters
+        if not self.tickets:
+            for waiter in waiters:
+                if waiter.vcpu.scheduled and not waiter.vcpu.pause_flags:
+                    return waiter
+        return waiters[0]
 
 
 class Barrier:

@@ -82,9 +82,9 @@ def random_mix(longest_run: int, longest_sleep: int, yields: float = 0.1) -> Wor
 
 
 def lock_team(members: int, rounds: int, outside_ns: int = 50_000, inside_ns: int = 5_000,
-              lock: SpinLock | None = None) -> list[Workload]:
+              *, tickets: bool = False) -> list[Workload]:
     """One lock, short critical sections; each member goes in `rounds` times."""
-    shared = lock or SpinLock()
+    shared = SpinLock(tickets=tickets)
 
     def work(task: Task) -> Iterator[Command]:
         for _ in range(rounds):
