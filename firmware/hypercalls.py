@@ -126,6 +126,8 @@ class HypercallTable:
         self._by_name = by_name
         self.handlers: list[Handler | None] = [None] * LIMIT
         self.counts: list[int] = [0] * LIMIT
+        self.native: dict[str, Callable[[], int]] = {}
+        """How often a call was carried out natively, without coming here."""
         self._reported: set[int] = set()
 
     def register(self, name: str, handler: Handler) -> None:
@@ -161,4 +163,7 @@ class HypercallTable:
 
     def named_counts(self) -> dict[str, int]:
         """How often each hypercall was made, by name, in number order; only those that were."""
-        return {row.name: self.counts[row.number] for row in ROWS if self.counts[row.number]}
+        counts = {row.name: self.counts[row.number] for row in ROWS}
+        for name, native in self.native.items():
+            counts[name] += native()
+        return {name: count for name, count in counts.items() if count}

@@ -27,6 +27,7 @@ from firmware.events import EventChannelOps, EventChannels
 from firmware.hypercalls import HypercallTable
 from firmware.memory.floor import MemoryFloor
 from firmware.memory.guest import GuestSpace
+from firmware.memory.native import NativeUpdates
 from firmware.memory.owner import MemoryOwner
 from firmware.multicall import Multicall
 from firmware.platform import Platform
@@ -106,6 +107,8 @@ class Hypervisor:
         self._connections: dict[int, Connection] = {}
         self.lifecycle = Lifecycle(log)
         self.memory = MemoryFloor(machine.memory, machine.cores, FIRST_FREE_FRAME, self.lifecycle)
+        self.native = NativeUpdates(machine.native_syscall, machine.memory, self.memory.frames)
+        self.calls.native["mmu_update"] = lambda: self.native.done
         self.trace = Trace()
         self.scheduler = Scheduler(
             machine, self.memory.shootdown, policy, settings, costs=costs, trace=self.trace
@@ -143,7 +146,8 @@ class Hypervisor:
             self.lifecycle,
         )
         iret.faults = self.traps
-        self.scheduler.resume = contexts.resume
+        self._resume = contexts.resume
+        self.scheduler.resume = self._resumed
         self.scheduler.ticking = timers.run_periodic
         self.timers = timers
         for part in (
@@ -162,6 +166,11 @@ class Hypervisor:
             part.register(calls)
         self.memory.register(calls)
         self.lifecycle.on_end.append(self._ended)
+
+    def _resumed(self, vcpu: VCpu, core: Core) -> None:
+        """A vCPU was just loaded on a core."""
+        self._resume(vcpu, core)
+        self.native.serve(vcpu, core)
 
     # --- the machine's trap handler -------------------------------------------------------------------------
 
@@ -324,7 +333,7 @@ class Hypervisor:
         memory = self.machine.memory
         base = domain.shared_info
         for vcpu in domain.vcpus[:LEGACY_VCPUS]:
-            vcpu.info = base + info.size * vcpu.id
+            vcpu.place_info(base + info.size * vcpu.id)
         for index in range(LEGACY_VCPUS):
             memory.store8(base + info.size * index + info.offset["evtchn_upcall_mask"], 1)
             memory.write(base + info.size * index + info.offset["time"], time_info(domain.pv32))

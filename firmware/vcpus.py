@@ -193,7 +193,7 @@ class VCpuOps:
             memory.store8(info + 1, 1)
             layout = xen.vcpu_info.w32 if target.domain.pv32 else xen.vcpu_info.w64
             memory.write(info + layout.offset["time"], time_info(target.domain.pv32))
-        target.info = info
+        target.place_info(info)
         width = 4 if target.domain.pv32 else 8
         selector = (xen.vcpu_info.w32 if target.domain.pv32 else xen.vcpu_info.w64).offset[
             "evtchn_pending_sel"

@@ -363,6 +363,15 @@ class Core:
         """
         self._cell[CellWord.OPEN_PORTS] = on
 
+    @property
+    def native(self) -> int:
+        """What the machine's native handler of system calls is given on this core; 0: it is not asked."""
+        return int(self._cell[CellWord.NATIVE])
+
+    @native.setter
+    def native(self, word: int) -> None:
+        self._cell[CellWord.NATIVE] = word
+
     def set_cr0_ts(self, on: bool) -> None:
         """CR0.TS: the next FPU or SSE instruction raises #NM."""
         q, d = self.q, self.d

@@ -6,7 +6,7 @@ import gc
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic, perf_counter_ns
@@ -316,6 +316,15 @@ class Machine:
             if self._siblings and running in self._siblings[core.index]:
                 running.pace(self._shared_rate)
             running.limit(core.now() + self._quantum)
+
+    def native_syscall(self, source: str, values: Mapping[str, int]) -> bool:
+        """A native handler of system calls, asked before `TrapHandler.syscall` on cores with a `native` word:
+        assembler text in which `{NAME}` stands for `values[NAME]`, a register's offset or the routine SEE
+        (what it gets and may do: `Engine.native_syscall`, `stubs.s`). False when native handlers are off.
+        """
+        if self.config.engine.native:
+            self._engine.native_syscall(source, values)
+        return self.config.engine.native
 
     def halt(self) -> None:
         """End `run` before the next slice, and the running slice now."""

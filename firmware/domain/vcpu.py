@@ -6,8 +6,9 @@ Its registers live in the core's register file while it is loaded and in `saved`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from firmware.memory.native import INFO
 from firmware.memory.perdomain import LDT_OFFSET, PERDOMAIN_COMPAT_START, PERDOMAIN_START, VCPU_SHIFT
 from machine.registers import LDT
 
@@ -113,6 +114,7 @@ class VCpu:
         "sysenter_masks",
         "traps",
         "info",
+        "native",
         "cr0_ts",
         "cr4",
         "debugreg",
@@ -193,7 +195,9 @@ class VCpu:
         self.sysenter_masks = False
         self.traps: list[Trap] = [NO_TRAP] * VECTORS
         self.info = 0
-        """Machine address of its vcpu_info; 0 when it has none yet."""
+        """Machine address of its vcpu_info; 0 when it has none yet. `place_info` moves it."""
+        self.native: Any = None
+        """What native code is told of it (`firmware.memory.native`), once it has been on a core."""
         self.cr0_ts = False
         self.cr4 = 0
         self.debugreg = [0, 0, 0, 0, 0, 0, DR6_DEFAULT, DR7_DEFAULT]
@@ -240,6 +244,12 @@ class VCpu:
         continuation).
         """
         self.restarted = arguments
+
+    def place_info(self, at: int) -> None:
+        """Its vcpu_info is at this machine address from now on."""
+        self.info = at
+        if self.native is not None:
+            self.native[INFO] = at
 
     def load_ldt(self) -> None:
         """Make the core's LDTR name this vCPU's LDT at its place in the per-domain area, or none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +26,13 @@ class EngineOptions:
 
     `coherence`: stores into frames that hold translated code are always seen (off: wrong code runs).
     `eager`: TLB entries of frames without code are fast from the first store.
+    `native`: native handlers of the firmware's are asked first.
     `degraded`: do without interposition, as on builds that do not allow it.
     """
 
     coherence: bool = True
     eager: bool = True
+    native: bool = True
     degraded: bool = False
     layout: Layout = field(default_factory=Layout)
 
@@ -126,6 +128,13 @@ class Engine:
     def translating(self) -> AbstractContextManager[None]:
         """To be held while emulation may run."""
         return nullcontext() if self.degraded else self._interposer.translating(self._check)
+
+    def native_syscall(self, source: str, values: Mapping[str, int]) -> None:
+        """Have this native code asked first at a SYSCALL in the kernel bank, on cores that have a word for
+        it. It is given the register file (rdi) and the word (rsi), and may change rax, rcx, rdx, rsi and r8
+        to r11. In eax it returns 1 when the call is done, else 0, and nothing has changed.
+        """
+        self.shared[SharedWord.NATIVE_SYSCALL] = self.stubs.add(source, values)
 
     def select(self, cpu: CpuState) -> None:
         """Make this CPU state the one that runs; drops its jump cache, which others do not reach."""

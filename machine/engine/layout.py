@@ -70,7 +70,8 @@ class CellWord:
     OPEN_PORTS = 6  # 1: the kernel bank's IN reads ones and OUT goes nowhere, without a trap
     TSC_UNITS = 7  # blocks in TSC_NS at this rate, rounded up
     EXCEPTION_UNITS = 8  # blocks in EXCEPTION_NS
-    COUNT = 9
+    NATIVE = 9  # what the machine's native handler is given for this core; 0: it is not asked
+    COUNT = 10
 
 
 class SharedWord:
@@ -88,6 +89,7 @@ class SharedWord:
     LOOKUPS = 9  # block headers found the slow way (hashing only)
     COHERENT = 10  # 1: interposed coherence; 0: as the original
     EAGER = 11  # 1: entries of frames without code are fast from the start
+    NATIVE_SYSCALL = 12  # address of the machine's native handler of system calls
     FIRST_CPU = 16
 
 

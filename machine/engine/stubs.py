@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -14,6 +15,7 @@ from .errors import UnsupportedEngine
 from .layout import (
     EXCEPTION_NS,
     MMU_MODES,
+    MMU_USER,
     RATE_SHIFT,
     TLB_NOTDIRTY,
     TSC_NS,
@@ -40,6 +42,7 @@ NAMES = (
     "time_of_day",
     "switch_bank",
     "flush_frame",
+    "see",
 )
 FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
@@ -47,6 +50,7 @@ _ENTRY_STRIDE = 16
 _TIME_CELL_WORDS = 2
 _ATTEMPTS = 16
 _DISP8 = 128
+_GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
 
 
 class Stubs:
@@ -59,9 +63,26 @@ class Stubs:
         room = -(-len(code) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._code = mmap.mmap(-1, room, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._code[: len(code)] = code
+        self._added: dict[tuple[Any, ...], mmap.mmap] = {}
         base = _address(self._code)
         self.entry = {name: _body(base + _ENTRY_STRIDE * i) for i, name in enumerate(NAMES)}
         self.size = len(code)
+
+
+    def add(self, source: str, values: Mapping[str, int]) -> int:
+        """Assemble a native handler, once a process; the address of its first instruction. `{NAME}` in the
+        source stands for `values[NAME]`, for the offset of a general register (RCX, say), or for the stub
+        SEE.
+        """
+        known = {name: 8 * getattr(reg, name) for name in _GENERAL} | {"SEE": self.entry["see"]}
+        key = source, tuple(values.items())
+        memory = self._added.get(key)
+        if memory is None:
+            code = _encode(source, known | dict(values))
+            memory = mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+            memory[:] = code
+            self._added[key] = memory
+        return _address(memory)
 
 
 def _address(memory: mmap.mmap) -> int:
@@ -82,6 +103,7 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     values = {
         "ENV_ICOUNT": layout.env - layout.icount,
         "ENV_OPAQUE": layout.env - layout.opaque,
+        "ENV_TLB": layout.env - layout.tlb_fast - 16 * MMU_USER,
         "ENV_OWNER": layout.env - layout.owner,
         "INLINE_CHECK": int.from_bytes(_inline_check(layout)[:8], "little"),
         "INLINE_PADDING": int.from_bytes(_inline_check(layout)[8:], "little"),
@@ -137,10 +159,14 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
     for words in (CellWord, SharedWord):
         values |= {name: 8 * number for name, number in vars(words).items() if name.isupper()}
     source = files(__package__).joinpath("stubs.s").read_text(encoding="ascii")
+    entries = "".join(f"jmp {name}\n.balign {_ENTRY_STRIDE}\n" for name in NAMES)
+    return _encode(entries + source, values)
+
+
+def _encode(source: str, values: Mapping[str, int]) -> bytes:
     source = re.sub(r"#.*", "", source)
     source = re.sub(r"\{(\w+)\}", lambda match: hex(values[match[1]]), source)
-    entries = "".join(f"jmp {name}\n.balign {_ENTRY_STRIDE}\n" for name in NAMES)
-    encoded, _ = _keystone().asm(entries + source, 0, as_bytes=True)
+    encoded, _ = _keystone().asm(source, 0, as_bytes=True)
     return bytes(encoded)
 
 

@@ -173,7 +173,8 @@ port_fault:
     jmp rax
 
 # SYSCALL hook (uc, callback): RCX and R11 as the processor sets them, RIP behind the instruction for the callback; the emulated
-# instruction still adds its size to whatever RIP holds then. The arithmetic flags are left computed.
+# instruction still adds its size to whatever RIP holds then. The arithmetic flags are left computed. In the kernel bank, when
+# the core has a word for it, the machine's native handler is asked first: handler(env, word), 1: it is done.
     .balign 16
 syscall:
     push rbx
@@ -192,7 +193,20 @@ syscall:
     add rax, 2
     mov [rbx + {ENV} + {RIP}], rax
     mov [rbx + {ENV} + 8], rax
+    mov rax, [rbx + {OPAQUE}]
+    mov rsi, [rax + {NATIVE}]
+    test rsi, rsi
+    jz syscall_callback
+    cmp qword ptr [rbx + {BANK_TAG}], 0
+    jne syscall_callback
+    mov rax, [rax + {SHARED}]
+    lea rdi, [rbx + {ENV}]
+    call qword ptr [rax + {NATIVE_SYSCALL}]
+    test eax, eax
+    jnz syscall_done
+syscall_callback:
     call rbp
+syscall_done:
     sub qword ptr [rbx + {ENV} + {RIP}], 2
     add rsp, 8
     pop rbp
@@ -506,3 +520,25 @@ flush_frame_found:
     movabs rax, {TLB_FLUSH_PAGE}
     call rax
     jmp flush_frame_mode
+
+# see(env, -, va): the host address of what the live TLB of a ring-3 core shows at va, up to the end of the page; 0: it would have
+# to be walked. For native handlers: changes rax, rcx and r8 only.
+    .balign 16
+see:
+    mov r8, rdx
+    shr r8, 6
+    and r8, [rdi - {ENV_TLB}]
+    add r8, [rdi - {ENV_TLB} + 8]
+    mov rcx, rdx
+    and rcx, -4096
+    xor eax, eax
+    cmp [r8], rcx
+    jne see_end
+    xor rcx, rdx
+    mov rax, [rdi - {ENV_OPAQUE}]
+    mov rax, [rax + {SHARED}]
+    mov rax, [rax + {RAM}]
+    add rax, [r8 + {TLB_PADDR}]
+    add rax, rcx
+see_end:
+    ret

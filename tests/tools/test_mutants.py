@@ -30,10 +30,11 @@ def test_there_are_enough_and_each_once() -> None:
 
 @pytest.mark.parametrize(("area", "mutant"), ALL, ids=lambda part: part.name)
 def test_a_mutant_fits(area: Area, mutant: Mutant) -> None:
-    """Its text is in its file exactly once, and what it makes of it is another text and still a program."""
+    """Its text is in its file exactly once; what it makes of it is another text and, in Python, a program."""
     changed = mutant.applied()
     assert changed != (ROOT / mutant.file).read_text(encoding="utf-8")
-    ast.parse(changed)
+    if mutant.file.endswith(".py"):
+        ast.parse(changed)
 
 
 @pytest.mark.parametrize("test", sorted({test for area in AREAS for test in area.tests} | {*REST, *LONG}))

@@ -17,6 +17,7 @@ from firmware.abi.errno import EFAULT, EINVAL
 from firmware.hypercalls import GuestFault
 from firmware.memory.frames import L1_TABLE, L4_TABLE, ONE, TYPE_MASK, VALID_MASK, VALIDATED
 from firmware.memory.mmu import UPDATE_SIZE, Mmu
+from firmware.memory.native import NativeUpdates
 from firmware.memory.owner import MemoryOwner, VCpu
 from firmware.memory.pte import ACCESSED_DIRTY, GLOBAL, GUEST_KERNEL, PRESENT, USER, adjust_l1
 from firmware.memory.requests import write_done
@@ -134,6 +135,10 @@ def mmu_update(mmu: Any, vcpu: VCpu, ureqs: int, count: int, pdone: int, foreign
     return 0
 
 
+def serve(native: NativeUpdates, vcpu: Any, core: Any) -> None:
+    """Nothing is done natively: that path validates."""
+
+
 REPLACED: Final[tuple[tuple[type, str, Any], ...]] = (
     (PageTypes, "get_page", get_page),
     (PageTypes, "put_page", put_page),
@@ -145,6 +150,7 @@ REPLACED: Final[tuple[tuple[type, str, Any], ...]] = (
     (Validator, "_demote_l1", forget_table),
     (EntryUpdate, "l1", update_l1),
     (Mmu, "mmu_update", mmu_update),
+    (NativeUpdates, "serve", serve),
 )
 
 

@@ -18,6 +18,7 @@ from tools.mutants.areas import (
     flushes,
     grants,
     interrupted,
+    native,
     page_types,
     pointers,
     reservation,
@@ -40,4 +41,5 @@ AREAS: Final[tuple[Area, ...]] = (
     stores.AREA,
     vcpus.AREA,
     emulated_disk.AREA,
+    native.AREA,
 )
