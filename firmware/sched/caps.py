@@ -99,10 +99,12 @@ class Caps:
         return quota
 
     def ran(self, vcpu: VCpu, ns: int) -> None:
-        """A vCPU has run; what it reserved and did not use is its domain's again."""
+        """A vCPU has run; what it reserved and did not use is its domain's again. What it ran before there
+        was a cap does not count.
+        """
+        reserved = self._reserved.pop(vcpu, None)
         budget = self._budgets.get(vcpu.domain.id)
-        reserved = self._reserved.pop(vcpu, 0)
-        if budget is not None:
+        if reserved is not None and budget is not None:
             budget.left += reserved - ns
             if budget.parked and budget.left > budget.nothing:
                 self._release(budget, self._pool.now())

@@ -110,6 +110,9 @@ class Credit(PerCpu):
         if vcpus:
             domain = vcpus[0].domain
             self._caps.set(domain.id, int(self.domain_share(domain.id)["cap"]), len(domain.vcpus), now)
+            for vcpu in domain.vcpus:
+                if vcpu.scheduled and vcpu in self._accounts:
+                    self.pool.poke(vcpu.core.index, now)
 
     def forget_domain(self, domain: int) -> None:
         super().forget_domain(domain)
@@ -249,10 +252,7 @@ class Credit(PerCpu):
             self._deal(now)
         if current is None:
             self._turn.pop(core, None)
-        if current is not None and self._keeps(core, now, current):
-            chosen: VCpu | None = current
-        else:
-            chosen = self.take(core)
+        chosen = self.take(core) if current is None else self._after(core, now, current)
         while True:
             if chosen is None or (self._accounts[chosen].priority == OVER and self.waiting):
                 chosen = self._look_around(core, now, chosen)
@@ -277,25 +277,26 @@ class Credit(PerCpu):
         self.push(chosen, self.key(chosen))
         return stolen or self.take(core)
 
-    def _keeps(self, core: int, now: int, current: VCpu) -> bool:
-        """Whether whoever ran stays; else they have been queued, or wait for their cap."""
+    def _after(self, core: int, now: int, current: VCpu) -> VCpu | None:
+        """Who comes after the one that ran, which is queued or waits for its cap then; or it stays."""
         account = self._accounts[current]
         yields, account.yields = account.yields, False
         if self._caps and self._caps.park(current, now):
-            return False
+            return self.take(core)
         if not current.hard_affinity >> core & 1:
             self.enter(current, now)
-            return False
+            return self.take(core)
         _, since, until = self._turn[core]
         if not yields and now - since < self._limit_ns:
-            return True
+            return current
         if self.better_place(core, current, now):
-            return False
+            return self.take(core)
         head = self.queues[core].first(core) if self.waiting >> core & 1 else None
         if head is None or (not yields and head[0] >> LEVEL >= account.priority + (now >= until)):
-            return True
+            return current
+        chosen = self.take(core)
         self.push(current, self.key(current))
-        return False
+        return chosen
 
     def _granted(self, core: int, now: int, chosen: VCpu) -> int:
         """For how long it may run; 0 when its cap is used up, and it waits for the next period then."""

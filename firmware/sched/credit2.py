@@ -93,6 +93,9 @@ class Credit2(Policy):
         if vcpus:
             domain = vcpus[0].domain
             self._caps.set(domain.id, int(self.domain_share(domain.id)["cap"]), len(domain.vcpus), now)
+            for vcpu in domain.vcpus:
+                if vcpu.scheduled and vcpu in self._units:
+                    self.pool.poke(vcpu.core.index, now)
 
     def forget_domain(self, domain: int) -> None:
         super().forget_domain(domain)
@@ -304,7 +307,7 @@ class Credit2(Policy):
         if chosen is not None:
             chosen.meant = None
         if current is not None:
-            chosen = self._keeps(core, now, self._units[current])
+            chosen = self._after(core, now, self._units[current])
         while True:
             if chosen is None and group.queue:
                 chosen = self._take(group, core)
@@ -318,8 +321,10 @@ class Credit2(Policy):
                 return chosen.vcpu, granted
             chosen = None
 
-    def _keeps(self, core: int, now: int, unit: Unit) -> Unit | None:
-        """The one that ran, if it stays; else it is queued, or waits for its cap."""
+    def _after(self, core: int, now: int, unit: Unit) -> Unit | None:
+        """Who comes after the one that ran, which is queued or waits for its cap then; or it stays. None:
+        the first of the queue, if there is one.
+        """
         vcpu, group = unit.vcpu, unit.group
         yields, unit.yields = unit.yields, False
         if self._caps and self._caps.park(vcpu, now):
@@ -344,8 +349,9 @@ class Credit2(Policy):
         theirs = head[0] if self._units[head[2]].core == core else head[0] + self._resist
         if theirs >= mine:
             return unit
+        chosen = self._take(group, core)
         self._push(unit)
-        return None
+        return chosen
 
     def _granted(self, core: int, now: int, group: Group, unit: Unit) -> int:
         """For how long it may run; 0 when its cap is used up, and it waits for the next period then."""
