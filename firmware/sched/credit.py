@@ -33,7 +33,9 @@ DEFAULT_WEIGHT: Final = 256
 NO_CREDIT: Final = OVER << LEVEL
 """The first key of those who are OVER."""
 MOST_DEBT: Final = 10
-"""So many slices of credit can be owed."""
+"""Nobody owes more than a slice, or so many times what they are dealt if that is more: who is light does not
+wait for ever.
+"""
 TICKS_PER_TSLICE: Final = 3
 """CSCHED_TICKS_PER_TSLICE."""
 LEAST_TURN: Final = 500 * MICROSECOND
@@ -169,30 +171,53 @@ class Credit(PerCpu):
         what would be too much for them is dealt to the others.
         """
         self._dealt, self._next = now, now + self._tslice
-        tslice, accounts = self._tslice, list(self._active.items())
-        short = [account for _, account in accounts if account.credit <= 0 or not account.slept]
-        rest = tslice * min(len(self.pool.cores), len(short)) - sum(account.credit for account in short)
-        weights = sum(account.weight for _, account in accounts)
-        rooms = [tslice * (2 - account.slept) - account.credit for _, account in accounts]
-        for order in sorted(range(len(accounts)), key=lambda each: rooms[each] / accounts[each][1].weight):
-            vcpu, account = accounts[order]
-            part = min(max(0, rest * account.weight // weights), rooms[order])
-            weights -= account.weight
-            rest -= part
-            account.credit = max(account.credit + part, -MOST_DEBT * tslice)
-            if part == rooms[order] and now - account.ran_at >= tslice and vcpu.pause_flags:
-                account.credit //= 2
-                account.active = False
-                del self._active[vcpu]
+        tslice = self._tslice
+        left = list(self._active.items())
+        short = [account.credit for _, account in left if account.credit <= 0 or not account.slept]
+        rest = max(0, tslice * min(len(self.pool.cores), len(short)) - sum(short))
+        weights = sum([account.weight for _, account in left])
+        least = self._least // 2
+        while left:
+            others = []
+            dealt, shared = rest, weights
+            for vcpu, account in left:
+                room = tslice * (2 - account.slept) - account.credit
+                if dealt * account.weight >= room * shared:
+                    rest -= room
+                    weights -= account.weight
+                    self._filled(vcpu, account, account.credit + room, now)
+                else:
+                    others.append((vcpu, account))
+            if len(others) == len(left):
+                break
+            left = others
+        for vcpu, account in left:
+            part = rest * account.weight // weights
+            credit = account.credit + part
+            debt = -max(tslice, MOST_DEBT * part)
+            account.credit = credit = credit if credit > debt else debt
             account.slept = bool(vcpu.pause_flags)
-            if account.credit <= self._least // 2:
+            if credit <= least:
                 account.priority = OVER
             elif account.priority == OVER:
                 account.priority = UNDER
-            queue = self.queues.get(self.home[vcpu])
-            if queue is not None and vcpu in queue:
-                queue.rekey(vcpu, self.key(vcpu))
+        for queue in self.queues.values():
+            if queue:
+                queue.rekey(self.key)
         self._look_again(now)
+
+    def _filled(self, vcpu: VCpu, account: Account, credit: int, now: int) -> None:
+        """There is no more room in an account. Who has not run since the last time takes no part from now on,
+        and keeps half.
+        """
+        account.credit = credit
+        account.slept = bool(vcpu.pause_flags)
+        if account.slept and now - account.ran_at >= self._tslice:
+            account.credit //= 2
+            account.active = False
+            del self._active[vcpu]
+        if account.priority == OVER:
+            account.priority = UNDER
 
     def _look_again(self, now: int) -> None:
         """Priorities are new: poke each logical CPU whose queue beats whoever runs there."""

@@ -6,6 +6,7 @@ among those that it may not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Final
@@ -79,14 +80,17 @@ class RunQueue:
         self._clean(lane)
         return True
 
-    def rekey(self, vcpu: VCpu, key: int) -> None:
-        """A queued vCPU has another key; among equals it keeps its place by arrival."""
-        old = self._entries[vcpu]
-        if old[0] != key:
-            entry = self._entries[vcpu] = (key, old[1], vcpu)
-            lane = self._lanes[vcpu]
-            heappush(lane.heap, entry)
-            self._clean(lane)
+    def rekey(self, key: Callable[[VCpu], int]) -> None:
+        """Everybody has another key; among equals they keep their places by arrival."""
+        entries = {vcpu: (key(vcpu), order, vcpu) for vcpu, (_, order, _) in self._entries.items()}
+        self._entries = entries
+        for lane in self._order:
+            lane.heap = []
+        lanes = self._lanes
+        for vcpu, entry in entries.items():
+            lanes[vcpu].heap.append(entry)
+        for lane in self._order:
+            heapify(lane.heap)
 
     def first(self, cpu: int, *, soft: bool = False) -> Entry | None:
         """Key, arrival and vCPU of the first that may run on a logical CPU; with `soft`, of those that had

@@ -30,8 +30,8 @@ TUNINGS: dict[str, list[dict[str, Value]]] = {
 }
 SHARES: dict[str, list[dict[str, Value]]] = {
     "rrobin": [{}],
-    "credit": [{"weight": 64}, {"weight": 1024}, {"cap": 30}, {"cap": 0}, {"cap": 150}],
-    "credit2": [{"weight": 64}, {"weight": 1024}, {"cap": 30}, {"cap": 0}, {"cap": 150}],
+    "credit": [{"weight": 256}, {"weight": 1024}, {"cap": 30}, {"cap": 0}, {"cap": 150}],
+    "credit2": [{"weight": 256}, {"weight": 1024}, {"cap": 30}, {"cap": 0}, {"cap": 150}],
     "rtds": [{"period_us": 5_000, "budget_us": 500}, {"period_us": 20_000, "budget_us": 3_000},
              {"extratime": False}, {"extratime": True}],
 }
@@ -48,8 +48,8 @@ class Operator:
         self.cpus = self.simulator.topology.cpus
         share: dict[str, Value] = {"period_us": 10_000, "budget_us": 1_000} if name == "rtds" else {}
         works = [hog, random_mix(3 * MS, 3 * MS), sleeper(100 * US, 2 * MS, 0.5), yielder(50 * US), hog]
-        self.teams = [self.simulator.domain(works[:2 + number % 3], share) for number in range(2 + self.cpus // 2)]
-        self.tasks = [task for team in self.teams for task in team]
+        self.tasks = [task for number in range(2 + self.cpus // 2)
+                      for task in self.simulator.domain(works[:2 + number % 3], share)]
         self.held: dict[Task, None] = {}
         if self.cpus > 1:
             self.control.create_pool("second", [self.cpus - 1], name, settings)
@@ -117,7 +117,7 @@ def _everybody_runs(operator: Operator) -> None:
     """Within the bound of the heaviest load there can be, whoever can run has."""
     before = {task: operator.simulator.times(task)[0] for task in operator.tasks}
     sleeping = {task for task in operator.tasks if task.vcpu.pause_flags}
-    operator.simulator.run(1_500 * MS)
+    operator.simulator.run(2_500 * MS)
     for task in operator.tasks:
         if task not in sleeping and task.vcpu.runnable:
             assert operator.simulator.times(task)[0] > before[task], task
@@ -138,7 +138,8 @@ def test_the_same_seed_gives_the_same_schedule(name: str, settings: Mapping[str,
 def test_policies_replace_each_other_on_a_running_machine(name: str) -> None:
     simulator = Simulator("1x2x2", name)
     control = SchedulerControl(simulator.scheduler)
-    tasks = [simulator.domain([hog])[0] for _ in range(4)] + simulator.domain([random_mix(1 * MS, 1 * MS)] * 2)
+    tasks = [simulator.domain([hog])[0] for _ in range(4)]
+    tasks += simulator.domain([random_mix(1 * MS, 1 * MS)] * 2)
     for other in ("credit", "rtds", "credit2", "rrobin", name):
         simulator.run(50 * MS)
         before = [simulator.times(task)[0] for task in tasks]

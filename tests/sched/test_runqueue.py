@@ -43,9 +43,10 @@ def test_it_is_a_sorted_list(steps: list[tuple[str, int, int, int]], hard: list[
             model[vcpu] = (key, -arrivals if what == "front" else arrivals)
         elif what == "remove":
             assert queue.remove(vcpu) == (model.pop(vcpu, None) is not None)
-        elif what == "rekey" and vcpu in model:
-            queue.rekey(vcpu, key)
-            model[vcpu] = (key, model[vcpu][1])
+        elif what == "rekey":
+            keys = {each: key * place[0] % 5 for each, place in model.items()}
+            queue.rekey(keys.__getitem__)
+            model = {each: (keys[each], place[1]) for each, place in model.items()}
         elif what == "pop":
             popped = queue.pop(cpu)
             assert popped is min(allowed, key=model.__getitem__, default=None)
@@ -69,7 +70,6 @@ def test_whoever_comes_and_goes_leaves_nothing_behind() -> None:
     queue.push(stays, 0)
     for turn in range(10_000):
         queue.push(goes, turn)
-        queue.rekey(goes, turn + 1)
         queue.remove(goes)
     assert queue.pop(0) is stays
     lanes = queue._order
