@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from guests import runtime
+from guests import runtime, team
 from guests.macros import get, hypercall, kernel, line, put
+from guests.team import MAX_VCPUS
 
-MAX_VCPUS: Final = 32
-"""vCPUs whose vcpu_info lies in the shared page."""
 TURNS: Final = 1000
 """How often each vCPU takes the lock."""
 STACK: Final = 4096
@@ -130,14 +129,6 @@ def bind(vcpu: str, table: str) -> str:
     ))
 
 
-_FIRST_FRAME: Final = """
-    mov rdi, [rip + start_info_address]
-    mov rdi, [rdi + start_info.pt_base]
-    call machine_frame
-    shl rax, 12
-    mov [rip + context + vcpu_guest_context.ctrlreg + 24], rax
-"""
-
 _CONTEXT: Final = f"""
     mov rax, r12                            # its area: vcpu_info, number
     shl rax, {VCPU_INFO_SHIFT}
@@ -160,21 +151,10 @@ _CONTEXT: Final = f"""
     mov [rip + context + vcpu_guest_context.kernel_sp], rcx
 """
 
-_FIXED: Final = "\n".join((
-    put("context + vcpu_guest_context.flags", "VGCF_in_kernel"),
-    put("context + vcpu_guest_context.user_regs.rip", "&second_entry"),
-    put("context + vcpu_guest_context.user_regs.cs", "FLAT_KERNEL_CS", 2),
-    put("context + vcpu_guest_context.user_regs.ss", "FLAT_KERNEL_SS", 2),
-    put("context + vcpu_guest_context.user_regs.rflags", 0x202),
-    put("context + vcpu_guest_context.kernel_ss", "FLAT_KERNEL_SS"),
-    put("context + vcpu_guest_context.event_callback_eip", "&event_upcall"),
-    put("context + vcpu_guest_context.failsafe_callback_eip", "&crash"),
-    put("context + vcpu_guest_context.syscall_callback_eip", "&crash"),
-))
-
 _MAIN: Final = (
     put("event_hook", "&came_event"), hypercall("vcpu_op", "VCPUOP_stop_periodic_timer", 0, 0),
-    "lea rax, [rip + bitmaps]\nmov [rip + vcpu_zero + 8], rax\nxor r13d, r13d", _COUNT, _FIXED, _FIRST_FRAME,
+    "lea rax, [rip + bitmaps]\nmov [rip + vcpu_zero + 8], rax\nxor r13d, r13d", _COUNT,
+    team.context("second_entry", "event_upcall"), team.FIRST_FRAME,
     "xor r12d, r12d", operation("initialise", "VCPUOP_initialise", 0, "&context"),
     operation("up", "VCPUOP_up", 0), runstate("state"),
     f"mov r12d, {ABSENT}", operation("initialise", "VCPUOP_initialise", ABSENT, "&context"),

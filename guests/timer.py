@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from guests import clock
 from guests.macros import get, hypercall, kernel, line, put
 
 MILLISECOND: Final = 1_000_000
@@ -16,42 +17,7 @@ LONG: Final = 3_600_000 * MILLISECOND
 """An hour: further off than any wait of this guest."""
 BAD_POINTER: Final = 0x7000_0000_0000
 
-_CLOCK: Final = """
-now:                                    # rax = system time in ns, by the shared page and the TSC
-    push rbx
-    push rcx
-    push rdx
-    push rsi
-    lea rbx, [rip + shared_page + vcpu_info.time]
-now_again:
-    mov esi, [rbx + vcpu_time_info.version]
-    test esi, 1
-    jnz now_again
-    rdtsc
-    shl rdx, 32
-    or rax, rdx
-    sub rax, [rbx + vcpu_time_info.tsc_timestamp]
-    movsx ecx, byte ptr [rbx + vcpu_time_info.tsc_shift]
-    test ecx, ecx
-    js now_right
-    shl rax, cl
-    jmp now_scale
-now_right:
-    neg ecx
-    shr rax, cl
-now_scale:
-    mov edx, [rbx + vcpu_time_info.tsc_to_system_mul]
-    mul rdx
-    shrd rax, rdx, 32
-    add rax, [rbx + vcpu_time_info.system_time]
-    cmp esi, [rbx + vcpu_time_info.version]
-    jne now_again
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rbx
-    ret
-
+_EVENT: Final = """
 came_event:                             # rdi = port
     inc qword ptr [rip + came]
     mov [rip + came_port], rdi
@@ -245,7 +211,7 @@ _MAIN: Final = (
 def build() -> bytes:
     """The image."""
     return kernel(
-        *_MAIN, "ret", _CLOCK, events=True,
+        *_MAIN, "ret", clock.NOW, _EVENT, events=True,
         data=(
             "port: .quad 0\nbad_port: .quad 0\ncame: .quad 0\ncame_port: .quad 0\ndeadline: .quad 0",
             "timer: .quad 0, 0\nargument: .quad 0, 0\npoll: .quad 0, 0, 0\nrunstate: .zero 64",

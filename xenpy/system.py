@@ -9,21 +9,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from firmware.disk.attach import DiskError
+from firmware.disk.scheduler import DEFAULT_POLICY
+from firmware.disk.vbd import VirtualDisk
 from firmware.domain.errors import BuildError
 from firmware.hypervisor import DomainConfig, DomainError, Hypervisor
 from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
 from firmware.sched.parameters import ParameterError, Value
 from firmware.trace import Trace
-from machine.machine import SMT_FACTOR, Machine, MachineConfig, RunEnd
+from machine.machine import DEFAULT_QUANTUM_NS, SMT_FACTOR, Machine, MachineConfig, RunEnd
+from machine.disk import Model
+from machine.faults import Fault, PowerCut
 from machine.topology import Topology
 from xenpy import images
+from xenpy.disks import DEFAULT_MODEL, DiskLike, EmulatedDisk, Shelf
 from xenpy.errors import BadInputError
 from xenpy.guest import Frame, Guest, frame_of
 from xenpy.stats import Stats
@@ -45,6 +52,7 @@ class Reason(Enum):
     WITHIN = "the virtual time was over"
     WALL = "the host time was over"
     IDLE = "every guest waits for something that will never come"
+    POWER = "the power failed"
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,24 @@ class System:
     ns since 1970. `hash_blocks` hashes every executed block; `profile` keeps host times, for
     `stats().python_share`. `log` gets the hypervisor's messages, a line each. `scheduler` names the policy
     that shares the CPUs out, `settings` are its parameters (`xenpy schedulers` lists them); `smt_factor` is
-    a thread's speed while its sibling is busy.
+    a thread's speed while its sibling is busy. `quantum_ns` is how far one CPU may run ahead of another: how
+    exactly CPUs that wait for each other in loops do so, and how long the host takes.
     """
 
     def __init__(self, topology: str | Topology | None = None, *, cpus: int = 1, memory: int = MACHINE_MIB,
                  seed: int = 0, epoch: int = EPOCH, hash_blocks: bool = False,
                  profile: bool = False, log: Callable[[str], None] | None = None,
                  scheduler: str = DEFAULT_SCHEDULER, settings: Mapping[str, Value] | None = None,
-                 smt_factor: float = SMT_FACTOR) -> None:
+                 quantum_ns: int = DEFAULT_QUANTUM_NS,
+                 smt_factor: float = SMT_FACTOR,
+                 faults: Sequence[Fault | str] = ()) -> None:
         if topology is None:
             topology = Topology(cores=cpus)
         elif isinstance(topology, str):
             topology = Topology.parse(topology)
         self.machine = Machine(MachineConfig(
             topology=topology, memory=memory * MIB, seed=seed, epoch=epoch, hash_blocks=hash_blocks,
-            smt_factor=smt_factor,
+            smt_factor=smt_factor, quantum_ns=quantum_ns,
         ))
         self.machine.profile = profile
         self.messages: list[str] = []
@@ -94,7 +105,14 @@ class System:
         except ParameterError as error:
             self.machine.close()
             raise BadInputError(str(error)) from error
+        try:
+            self._shelf = Shelf(self.hypervisor, seed, faults)
+        except BadInputError:
+            self.machine.close()
+            raise
         self.guests: list[Guest] = []
+        self.power_cut = ""
+        """How the power failed, as a fault asked for; the machine runs no more then."""
         self._wall = 0.0
 
     def __enter__(self) -> System:
@@ -105,8 +123,13 @@ class System:
         self.close()
 
     def close(self) -> None:
-        """Free the machine. Guests of a closed system can no longer be run or inspected."""
-        self.machine.close()
+        """Flush and close the disks, and free the machine. Guests of a closed system can no longer be run or
+        inspected. BadInputError, when all that is done, for a disk that lost data.
+        """
+        try:
+            self._shelf.close()
+        finally:
+            self.machine.close()
 
     @property
     def now_ns(self) -> int:
@@ -116,9 +139,13 @@ class System:
     def add_domain(self, image: str | Path | bytes, *, name: str | None = None, memory: int = 64,
                    vcpus: int = 1, cmdline: str | bytes = "",
                    ramdisk: str | Path | bytes | None = None,
-                   scheduling: Scheduling = ANYWHERE) -> Guest:
+                   scheduling: Scheduling = ANYWHERE, disks: Sequence[DiskLike] = (),
+                   disk_scheduler: str = DEFAULT_POLICY,
+                   disk_settings: Mapping[str, Value] | None = None) -> Guest:
         """Build a guest from a path, `builtin:NAME` or the image's bytes, with `memory` in MiB.
-        `scheduling` says its share (weight, cap, ...), its CPU pool and where it may run.
+        `scheduling` says its share (weight, cap, ...), its CPU pool and where it may run. `disks` are in the
+        words of xl ("format=raw, vdev=xvda, target=root.img") or come from `EmulatedDisk.use`; disks that are
+        opened for the first time get `disk_scheduler`.
 
         Raises BadInputError when the image cannot be read or is none, or the memory does not suffice.
         """
@@ -127,15 +154,43 @@ class System:
             ramdisk = images.read(Path(ramdisk), "RAM disk", memory * MIB)
         line = cmdline.encode("utf-8", "surrogateescape") if isinstance(cmdline, str) else cmdline
         try:
-            domain = self.hypervisor.create_domain(DomainConfig(
-                name=name or kernel.name.removeprefix(images.BUILTIN), image=kernel, memory_mib=memory,
-                vcpus=vcpus, cmdline=line, ramdisk=ramdisk, scheduling=scheduling,
-            ))
+            with self._shelf.uses(disks, disk_scheduler, disk_settings) as attached:
+                domain = self.hypervisor.create_domain(DomainConfig(
+                    name=name or kernel.name.removeprefix(images.BUILTIN), image=kernel, memory_mib=memory,
+                    vcpus=vcpus, cmdline=line, ramdisk=ramdisk, scheduling=scheduling, disks=attached,
+                ))
+        except DiskError as error:
+            raise BadInputError(str(error)) from error
         except (BuildError, DomainError) as error:
             raise BadInputError(f"{kernel.path}: {error}") from error
         guest = Guest(domain, self)
         self.guests.append(guest)
         return guest
+
+    def add_disk(self, target: str | Path | None = None, *, format: str = "raw",  # noqa: A002 - xl's word
+                 size: int | None = None, model: str | Model = DEFAULT_MODEL, name: str | None = None,
+                 read_only: bool = False, snapshot: bool = False, overlay: str | Path | None = None,
+                 write_cache: bool = False, scheduler: str = DEFAULT_POLICY,
+                 settings: Mapping[str, Value] | None = None) -> EmulatedDisk:
+        """An emulated disk, for any number of guests (`EmulatedDisk.use`).
+
+        It is the image `target` in `format` ("raw", "qcow2"), or a temporary one of `size` MiB. `model` is
+        "flash", "spinning" or a model of `machine.disk`. With `snapshot` changes are thrown away, with
+        `overlay` they go to that file. `write_cache`: what is not flushed can be lost in a power cut.
+        `scheduler` ("fifo", "batch", "cello") decides whose request goes next. Raises BadInputError.
+        """
+        return self._shelf.add(
+            target, format=format, size=size, model=model, name=name, read_only=read_only, snapshot=snapshot,
+            overlay=overlay, write_cache=write_cache, scheduler=scheduler, settings=settings)
+
+    @property
+    def disks(self) -> list[EmulatedDisk]:
+        """The emulated disks, in the order in which they were opened."""
+        return list(self._shelf.disks)
+
+    def disks_for(self, disks: Sequence[DiskLike]) -> AbstractContextManager[tuple[VirtualDisk, ...]]:
+        """Disks as a guest is to see them, opened where they are not; closed again when the block fails."""
+        return self._shelf.uses(disks)
 
     @property
     def scheduling(self) -> SchedulerControl:
@@ -164,10 +219,15 @@ class System:
                 guest.console.refill()
                 going = going or not guest.ended
             met = met or (until is not None and until())
-            return met or not going
+            return met or not (going or self._disks_busy)
 
-        end = RunEnd.CONDITION if enough() else self.machine.run(enough, deadline, wall)
-        enough()
+        end = RunEnd.CONDITION
+        try:
+            if not self.power_cut and not enough():
+                end = self.machine.run(enough, deadline, wall)
+            enough()
+        except PowerCut as cut:
+            self.power_cut = str(cut).rstrip(".")
         spent = time.monotonic() - started
         self._wall += spent
         return Outcome(self._reason(end, met), self.now_ns, spent)
@@ -203,6 +263,7 @@ class System:
         if counters.run_ns:
             share = (counters.run_ns - counters.slice_ns + counters.callback_ns) / counters.run_ns
         block_hash = self.machine.block_hash
+        disks, faults = self._shelf.stats()
         return Stats(
             blocks=sum(counters.blocks),
             virtual_ns=self.now_ns,
@@ -213,9 +274,18 @@ class System:
             tlb_flushes=sum(counters.flushes) + sum(counters.page_flushes),
             switches=self.hypervisor.scheduler.switches,
             block_hash=None if block_hash is None else f"{block_hash:016x}",
+            disks=disks,
+            faults=faults,
         )
 
+    @property
+    def _disks_busy(self) -> bool:
+        """What guests asked of the disks before they ended is carried out."""
+        return any(not disk.idle for disk in self._shelf.disks)
+
     def _reason(self, end: RunEnd, met: bool) -> Reason:
+        if self.power_cut:
+            return Reason.POWER
         if met:
             return Reason.CONDITION
         if all(guest.ended for guest in self.guests):

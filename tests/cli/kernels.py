@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from guests.echo import FAREWELL, MASK_EVENTS
+from guests.echo import build as echo
 from guests.macros import hypercall, kernel, line
 
-FAREWELL = "echo: bye"
+__all__ = ["FAREWELL", "MASK_EVENTS", "echo"]
 
 
 def wild_jump() -> bytes:
@@ -20,13 +22,6 @@ def flood() -> bytes:
 def spin_forever() -> bytes:
     """Says one line and never does anything else."""
     return kernel(line("spinning"), "again:\njmp again")
-
-
-MASK_EVENTS = """
-    mov rax, -1
-    mov [rip + shared_page + shared_info.evtchn_mask], rax
-"""
-"""No event reaches a vCPU that has nowhere to take it."""
 
 
 def sleep_forever() -> bytes:
@@ -53,42 +48,3 @@ def own_crash() -> bytes:
 def triple_fault() -> bytes:
     """Breaks its stack and then faults, without a handler."""
     return kernel("xor esp, esp\npush rax")
-
-
-def echo() -> bytes:
-    """Asks for lines, says each back as it is read, powers off after `q`, and sleeps in between."""
-    return kernel(
-        MASK_EVENTS,
-        line("echo: type, q ends"),
-        """
-        mov r15, [rip + console_ring]
-        jmp look
-    wait:
-        """,
-        hypercall("sched_op", "SCHEDOP_poll", "&poll"),
-        """
-    look:
-        mov edx, [rip + console_port]
-        lock btr qword ptr [rip + shared_page + shared_info.evtchn_pending], rdx
-        mov ecx, [r15 + xencons_interface.in_cons]
-        cmp ecx, [r15 + xencons_interface.in_prod]
-        je wait
-        mov edx, ecx
-        and edx, 1023
-        movzx eax, byte ptr [r15 + rdx + xencons_interface.in_]
-        inc ecx
-        mov [r15 + xencons_interface.in_cons], ecx
-        mov r14d, eax
-        cmp al, 13
-        jne is_line_end
-        mov al, 10
-    is_line_end:
-        call put_char
-        cmp r14d, 113
-        jne look
-        mov al, 10
-        call put_char
-        """,
-        line(FAREWELL),
-        data=("poll: .quad console_port\n.long 1, 0\n.quad 0",), shared=True,
-    )

@@ -1,0 +1,40 @@
+"""locks: a team that shares one ticket lock with a short critical section, as kernels' spinlocks are.
+
+`rounds=N` each; `work=blocks` outside and `held=blocks` inside the lock (10 ns each). A ticket lock is fair,
+so who is not running when its turn comes holds up everybody.
+"""
+from __future__ import annotations
+
+from typing import Final
+
+from guests import team
+from guests.macros import line
+
+_MEMBER: Final = """
+    mov r14, [rip + rounds]
+lock_round:
+    mov rcx, [rip + work]
+    call work_for
+    mov eax, 1
+    lock xadd [rip + ticket], rax
+    mov rbx, rax
+lock_wait:
+    cmp [rip + serving], rbx
+    je lock_taken
+    rdtsc
+    jmp lock_wait
+lock_taken:
+    mov rcx, [rip + held]
+    call work_for
+    inc qword ptr [rip + total]
+    inc qword ptr [rip + serving]
+    dec r14
+    jnz lock_round
+"""
+
+
+def build() -> bytes:
+    """The image."""
+    return team.build("locks", _MEMBER, {"rounds": 1000, "work": 1000, "held": 100}, (
+        line("locks: {qword ptr [rip + vcpus]:d} vCPUs, {qword ptr [rip + total]:d} times, {r12:d} us"),
+    ), data=("ticket: .quad 0\nserving: .quad 0\ntotal: .quad 0",))
