@@ -13,13 +13,16 @@ no global tick: a logical CPU that runs somebody decides again after a tick at t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firmware.domain.vcpu import VCpu
 from firmware.sched.caps import Caps
 from firmware.sched.parameters import Parameter, ParameterError, Value
 from firmware.sched.percpu import LAST, PerCpu
 from firmware.sched.policy import MICROSECOND, MILLISECOND, Pool, policy
+
+if TYPE_CHECKING:
+    from machine.clock import Event
 
 BOOST, UNDER, OVER = range(3)
 """Priorities, the highest first: CSCHED_PRI_TS_*."""
@@ -82,6 +85,7 @@ class Credit(PerCpu):
         """Those that take part in the next deal."""
         self._dealt = self._next = 0
         """When credit was dealt out last, and when it will be next, if it lasts so long."""
+        self._timer: Event | None = None
         self._runnable = 0
         self._turn: dict[int, tuple[VCpu, int, int]] = {}
         """By logical CPU: whose turn it is, since when, and until when."""
@@ -101,7 +105,8 @@ class Credit(PerCpu):
         self._limit_ns = int(self.settings["ratelimit_us"]) * MICROSECOND
         self._least = self._limit_ns or min(LEAST_TURN, self._tick)
         self._hot = int(self.settings["vcpu_migration_delay_us"]) * MICROSECOND
-        self._next = min(self._next, now + self._tslice)
+        if self._timer is not None:
+            self._deal_at(now + self._tslice)
         self._caps.set_period(self._tslice, now)
 
     def share_changed(self, vcpus: Sequence[VCpu], now: int) -> None:
@@ -121,6 +126,8 @@ class Credit(PerCpu):
         self._caps.set(domain, 0, 0, 0)
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._caps.close()
 
     # -- vCPUs and logical CPUs
@@ -165,12 +172,26 @@ class Credit(PerCpu):
         if self._caps:
             self._caps.ran(vcpu, ns)
 
+    def _deal_at(self, when: int) -> None:
+        """Have credit dealt out then, or earlier if that has been asked for."""
+        if self._timer is None or when < self._timer.when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._next = when
+            self._timer = self.pool.at(when, self._deal_now)
+
+    def _deal_now(self, _: object) -> None:
+        now = self.pool.now()
+        self._timer, self._dealt = None, now
+        if self._runnable:
+            self._deal_at(now + self._tslice)
+            self._deal(now)
+
     def _deal(self, now: int) -> None:
         """Deal out credit by weight, so that those who want more than they get have, together, a slice for
         each logical CPU. Who sleeps and still has credit wants no more: what they have does not count, and
         what would be too much for them is dealt to the others.
         """
-        self._dealt, self._next = now, now + self._tslice
         tslice = self._tslice
         left = list(self._active.items())
         short = [account.credit for _, account in left if account.credit <= 0 or not account.slept]
@@ -220,21 +241,19 @@ class Credit(PerCpu):
             account.priority = UNDER
 
     def _look_again(self, now: int) -> None:
-        """Priorities are new: poke each logical CPU whose queue beats whoever runs there."""
-        pool = self.pool
-        for core in pool.cores:
-            if self.waiting >> core & 1:
-                current = pool.running(core)
-                head = self.queues[core].first(core)
-                if current is not None and head and head[0] >> LEVEL < self._accounts[current].priority:
-                    pool.poke(core, max(now, self._turn[core][1] + self._limit_ns))
+        """Credit is new: who runs where others wait may have to go, or may stay for longer."""
+        if self.waiting:
+            pool = self.pool
+            for core in pool.cores:
+                if pool.running(core) is not None:
+                    pool.poke(core, now)
 
     # -- running
 
     def wake(self, vcpu: VCpu, now: int) -> None:
-        if not self._runnable and now > self._next:
-            self._next = now + self._tick
         self._runnable += 1
+        if self._timer is None:
+            self._deal_at(now + self._tick)
         account = self._accounts[vcpu]
         account.yields = False
         if self._caps and self._caps.park(vcpu, now):
@@ -273,8 +292,6 @@ class Credit(PerCpu):
         return not self._hot or self.pool.now() - self._accounts[vcpu].ran_at >= self._hot
 
     def pick(self, core: int, now: int, current: VCpu | None) -> tuple[VCpu, int] | None:
-        if now >= self._next:
-            self._deal(now)
         if current is None:
             self._turn.pop(core, None)
         chosen = self.take(core) if current is None else self._after(core, now, current)
@@ -296,11 +313,11 @@ class Credit(PerCpu):
         if chosen is None:
             return stolen
         if stolen is None:
-            if now - self._dealt < self._tick:
-                return chosen
-            self._deal(now)
+            if now - self._dealt >= self._tick:
+                self._deal_at(now)
+            return chosen
         self.push(chosen, self.key(chosen))
-        return stolen or self.take(core)
+        return stolen
 
     def _after(self, core: int, now: int, current: VCpu) -> VCpu | None:
         """Who comes after the one that ran, which is queued or waits for its cap then; or it stays."""
