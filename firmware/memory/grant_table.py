@@ -104,6 +104,7 @@ class GrantTable:
         "_free",
         "_heap",
         "_memory",
+        "abandoned",
         "active",
         "frames",
         "mappings",
@@ -121,6 +122,7 @@ class GrantTable:
         self.owner = owner
         self.max_frames = max_frames
         self.version = 1
+        self.abandoned = False
         self.frames: list[int] = []
         self.status_frames: list[int] = []
         self.active: dict[int, Active] = {}

@@ -82,9 +82,14 @@ class Grants:
                 table.mappings[handle] = None
 
     def free_table(self, owner: MemoryOwner) -> None:
-        """Give back the table's own frames, which nothing maps, unless others still use its grants."""
+        """Give back the table's own frames, which nothing maps; while others still use its grants it stays,
+        and goes with the last use.
+        """
         table = self._tables.get(owner.id)
-        if table is not None and not table.active:
+        if table is None:
+            return
+        table.abandoned = True
+        if not table.active:
             del self._tables[owner.id]
             for mfn in (*table.frames, *table.status_frames):
                 self._types.heap.release_xen(mfn)
@@ -307,6 +312,8 @@ class Grants:
         self._put(active.mfn, readonly, (held & MAP_KINDS).bit_count())
         self._count(active, flags, -1)
         table.release(mapping.ref, active, readonly=bool(readonly))
+        if table.abandoned:
+            self.free_table(table.owner)
 
     def _replace(self, vcpu: VCpu, address: int, mfn: int, new_addr: int, flags: int) -> bool:
         """Take the mapping out of the page table; the entry at `new_addr` moves into its place, and is lost

@@ -72,7 +72,7 @@ def _record(options: argparse.Namespace) -> int:
 def _attacks(options: argparse.Namespace) -> int:
     status = 0
     for name, result in attacks.run(options.names).items():
-        for line in attacks.surprises(result):
+        for line in attacks.surprises(name, result):
             status = 1
             sys.stdout.write(f"{name}: {line}\n")
         sys.stdout.write(f"{name}: {result.console.count('PASS')} attempts failed\n")

@@ -35,12 +35,22 @@ xenstored --pid-file /var/run/xenstored.pid
 xen-init-dom0
 xenconsoled --log=guest --timestamp=none --pid-file=/var/run/xenconsoled.pid
 for name in {names}; do
+    first=$name{first}
+    [ -f /guests/$first ] && xl create /guests/$first.cfg
     timeout {timeout} xl create -F /guests/$name.cfg > /tmp/xl.log 2>&1 || xl destroy $name
     echo; echo "@@begin $name"
     cat /var/log/xen/console/guest-$name.log
     echo; echo "@@end $name"
     cat /tmp/xl.log
     echo "@@after $name"
+    [ -f /guests/$first ] || continue
+    sleep 2
+    echo; echo "@@begin $first"
+    cat /var/log/xen/console/guest-$first.log
+    echo; echo "@@end $first"
+    cat /var/log/xen/xl-$first.log
+    echo "@@after $first"
+    xl destroy $first
 done
 echo "@@done"
 poweroff -f
@@ -57,14 +67,19 @@ _ENDS: Final = {0: End.POWEROFF, 1: End.REBOOT}
 """Shutdown reasons (SHUTDOWN_poweroff, SHUTDOWN_reboot); every other one is a crash."""
 
 
+FIRST: Final = "-first"
+"""What the name of a guest's companion ends with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One guest to run. Memory in MiB."""
+    """One guest to run. Memory in MiB. A companion is a guest created right before it."""
 
     image: bytes
     cmdline: str = ""
     vcpus: int = 1
     memory: int = 64
+    companion: bytes | None = None
 
     def config(self, name: str) -> bytes:
         """Its configuration for xl (xl.cfg(5))."""
@@ -76,16 +91,21 @@ class Job:
 
 
 def run(jobs: Mapping[str, Job], *, cpus: int = 1, timeout: int = 60, cpu: str = CPU) -> dict[str, Result]:
-    """Run guests, each for at most `timeout` seconds of the guest's clock. Raises OracleError."""
+    """Run guests, each for at most `timeout` seconds of the guest's clock. Raises OracleError.
+
+    A companion's result has its guest's name with FIRST.
+    """
     with tempfile.TemporaryDirectory(prefix="oracle-") as scratch:
         kernel, ramdisk = Path(scratch) / "kernel", Path(scratch) / "ramdisk"
         kernel.write_bytes(kernel_of(packages.one("boot/vmlinuz-*").read_bytes()))
         ramdisk.write_bytes(_ramdisk(jobs, timeout))
-        memory = DOM0_MEMORY + XEN_MEMORY + max(job.memory for job in jobs.values())
+        memory = DOM0_MEMORY + XEN_MEMORY + max(
+            job.memory * (2 if job.companion else 1) for job in jobs.values())
         setup = Setup(f"dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M",
                       ((kernel, "console=hvc0 quiet"), (ramdisk, "")), memory, cpus, cpu)
         log = serial(setup, _OVER, START_S + timeout * len(jobs))
-    return {name: _result(name, log) for name in jobs}
+    companions = [name + FIRST for name, job in jobs.items() if job.companion]
+    return {name: _result(name, log) for name in (*jobs, *companions)}
 
 
 def _ramdisk(jobs: Mapping[str, Job], timeout: int) -> bytes:
@@ -108,7 +128,11 @@ def _ramdisk(jobs: Mapping[str, Job], timeout: int) -> bytes:
     for name, job in jobs.items():
         entries.append(cpio.file(f"guests/{name}", job.image))
         entries.append(cpio.file(f"guests/{name}.cfg", job.config(name)))
-    init = _INIT.format(modules=" ".join(packages.MODULES), names=" ".join(jobs), timeout=timeout)
+        if job.companion:
+            entries.append(cpio.file(f"guests/{name}{FIRST}", job.companion))
+            entries.append(cpio.file(f"guests/{name}{FIRST}.cfg", job.config(name + FIRST)))
+    init = _INIT.format(modules=" ".join(packages.MODULES), names=" ".join(jobs), timeout=timeout,
+                        first=FIRST)
     entries.append(cpio.file("init", init.encode(), 0o755))
     return cpio.archive(entries)
 
