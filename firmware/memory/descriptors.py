@@ -128,7 +128,7 @@ class Descriptors:
         """MMUEXT_SET_LDT: the LDT lies at `base` in the guest's address space, `entries` descriptors long."""
         if not entries:
             base = NO_LDT
-        if entries > LDT_LIMIT or (entries and (base & 0xFFF or not vcpu.space.allowed(base))):
+        if entries > LDT_LIMIT or base & 0xFFF or not (vcpu.domain.pv32 or vcpu.space.allowed(base)):
             return -EINVAL
         if vcpu.ldt_entries != entries or vcpu.ldt_base != base:
             if self.drop_ldt(vcpu):

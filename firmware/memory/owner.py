@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DOMID_IO: Final = 0x7FF1
 DOMID_XEN: Final = 0x7FF2
+DOMID_COW: Final = 0x7FF3
 """Reserved domain ids (xen.h); here owners of frames, before any domain exists."""
 
 
@@ -97,6 +98,8 @@ class Domain(Protocol):
     id: int
     pv32: bool
     vm_assist: int
+    shared_info: int
+    """Machine address of its shared_info page."""
 
     @property
     def memory(self) -> MemoryOwner: ...

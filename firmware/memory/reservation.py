@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware.abi import memory as abi
-from firmware.abi.errno import EACCES, EDOM, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi import xen
+from firmware.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH
 from firmware.abi.xen import DOMID_SELF
 from firmware.hypercalls import CONTINUE, GuestFault, HypercallError, HypercallTable
 from firmware.memory.exchange import MAX_ORDER, SLICE_FRAMES, WORD, Exchange, frame_limit
+from firmware.memory.foreign import ForeignOps
 from firmware.memory.m2p import SUPERPAGE_FRAMES, MachineToPhys, SparseTable
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.types import PageTypes
@@ -69,26 +71,15 @@ class Reservation:
             abi.XENMEM_populate_physmap: self._adjust(self._populate),
             abi.XENMEM_exchange: Exchange(types, m2p, domains).exchange,
             abi.XENMEM_maximum_ram_page: self._maximum_ram_page,
-            abi.XENMEM_current_reservation: self._statistic(lambda owner: owner.pages),
-            abi.XENMEM_maximum_reservation: self._statistic(lambda owner: owner.maximum),
-            abi.XENMEM_maximum_gpfn: self._statistic(lambda owner: owner.maximum - 1),
+            abi.XENMEM_current_reservation: self._statistic(lambda domain: domain.memory.pages),
+            abi.XENMEM_maximum_reservation: self._statistic(lambda domain: domain.memory.maximum),
+            abi.XENMEM_maximum_gpfn: self._statistic(self._maximum_gpfn),
             abi.XENMEM_machphys_mapping: self._machphys_mapping,
             abi.XENMEM_machphys_mfn_list: self._machphys_list,
             abi.XENMEM_machphys_compat_mfn_list: self._machphys_compat_list,
             abi.XENMEM_memory_map: self._memory_map,
             abi.XENMEM_set_memory_map: self._set_memory_map,
-            abi.XENMEM_machine_memory_map: self._refused,
-            abi.XENMEM_add_to_physmap: self._add_to_physmap,
-            abi.XENMEM_add_to_physmap_batch: self._add_to_physmap_batch,
-            abi.XENMEM_remove_from_physmap: self._remove_from_physmap,
-            abi.XENMEM_claim_pages: self._claim_pages,
-            abi.XENMEM_set_pod_target: self._pod_target,
-            abi.XENMEM_get_pod_target: self._pod_target,
-            abi.XENMEM_get_sharing_freed_pages: self._nothing_shared,
-            abi.XENMEM_get_sharing_shared_pages: self._nothing_shared,
-            abi.XENMEM_access_op: self._access_op,
-            abi.XENMEM_get_vnumainfo: self._vnuma,
-            abi.XENMEM_acquire_resource: self._acquire_resource,
+            **ForeignOps(domains).commands,
         }
 
     def register(self, table: HypercallTable) -> None:
@@ -145,8 +136,12 @@ class Reservation:
                 return done
             if self._any_domain(vcpu, request.domid) is not vcpu.domain:
                 return done
-            below = frame_limit(self._size, request.mem_flags)
-            if below is None or request.extent_order > MAX_ORDER:
+            flags = request.mem_flags
+            if flags & abi.XENMEMF_vnode:  # of which no domain has any: the number is not looked at
+                flags &= ~abi.XENMEMF_exact_node_request
+            below = frame_limit(self._size, flags)
+            on_demand = flags & abi.XENMEMF_populate_on_demand and work == self._populate
+            if below is None or on_demand or request.extent_order > MAX_ORDER:
                 return done
             width = 4 if vcpu.domain.pv32 else 8
             extents = _Extents(
@@ -250,17 +245,20 @@ class Reservation:
     def _maximum_ram_page(self, vcpu: VCpu, arg: int, done: int) -> int:
         return -EINVAL if done else self._size
 
-    def _statistic(self, value: Callable[[MemoryOwner], int]) -> Callable[[VCpu, int, int], int]:
+    def _maximum_gpfn(self, domain: Domain) -> int:
+        """What the guest itself says in its shared_info (domain_get_maximum_gpfn)."""
+        width = 4 if domain.pv32 else 8
+        at = domain.shared_info + (xen.shared_info.w32 if domain.pv32 else xen.shared_info.w64).offset["arch"]
+        return max(int.from_bytes(self._types.memory.read(at, width), "little"), 1) - 1
+
+    def _statistic(self, value: Callable[[Domain], int]) -> Callable[[VCpu, int, int], int]:
         def handler(vcpu: VCpu, arg: int, done: int) -> int:
             if done:
                 return -EINVAL
             domid = self._read(vcpu, abi.xen_memory_domain, arg).domid
-            return value(self._target(vcpu, domid).memory)
+            return value(self._target(vcpu, domid))
 
         return handler
-
-    def _nothing_shared(self, vcpu: VCpu, arg: int, done: int) -> int:
-        return 0
 
     # The machine-to-phys table
 
@@ -278,11 +276,15 @@ class Reservation:
         return 0
 
     def _machphys_list(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done:
+            return -ENOSYS
         if vcpu.domain.pv32:
             return self._machphys_compat_list(vcpu, arg, done)
         return self._frames_of(vcpu, arg, self._m2p.wide)
 
     def _machphys_compat_list(self, vcpu: VCpu, arg: int, done: int) -> int:
+        if done:
+            return -ENOSYS
         return self._frames_of(vcpu, arg, self._m2p.compat)
 
     def _frames_of(self, vcpu: VCpu, arg: int, table: SparseTable) -> int:
@@ -320,61 +322,3 @@ class Reservation:
         data = vcpu.space.read(request.map.buffer, request.map.nr_entries * entry.size)
         self._maps[domain.id] = tuple((item.addr, item.size, item.type) for item in entry.unpack_all(data))
         return 0
-
-    # What only translated guests or tools have
-
-    def _refused(self, vcpu: VCpu, arg: int, done: int) -> int:
-        return -EPERM
-
-    def _add_to_physmap(self, vcpu: VCpu, arg: int, done: int) -> int:
-        if done > 0xFFFF:
-            return -EDOM
-        request = self._read(vcpu, abi.xen_add_to_physmap, arg)
-        if request.space == abi.XENMAPSPACE_gmfn_foreign:
-            return -ENOSYS
-        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
-
-    def _add_to_physmap_batch(self, vcpu: VCpu, arg: int, done: int) -> int:
-        if done > 0xFFFF:
-            return -EDOM
-        request = self._read(vcpu, abi.xen_add_to_physmap_batch, arg)
-        if request.space == abi.XENMAPSPACE_gmfn_range:
-            return -EOPNOTSUPP
-        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
-
-    def _remove_from_physmap(self, vcpu: VCpu, arg: int, done: int) -> int:
-        if done:
-            return -EINVAL
-        request = self._read(vcpu, abi.xen_remove_from_physmap, arg)
-        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EACCES
-
-    def _claim_pages(self, vcpu: VCpu, arg: int, done: int) -> int:
-        if done:
-            return -EINVAL
-        request = self._read(vcpu, abi.xen_memory_reservation, arg)
-        if request.extent_start or request.extent_order or request.mem_flags:
-            return -EINVAL
-        return -EINVAL if self._domains.by_id(request.domid) is None else -EPERM
-
-    def _pod_target(self, vcpu: VCpu, arg: int, done: int) -> int:
-        request = self._read(vcpu, abi.xen_pod_target, arg)
-        return -ESRCH if self._any_domain(vcpu, request.domid) is None else -EINVAL
-
-    def _access_op(self, vcpu: VCpu, arg: int, done: int) -> int:
-        vcpu.space.read(arg, 32)
-        return -EPERM
-
-    def _vnuma(self, vcpu: VCpu, arg: int, done: int) -> int:
-        if done:
-            return -EINVAL
-        request = self._read(vcpu, abi.xen_vnuma_topology_info, arg)
-        if request.pad:
-            return -EINVAL
-        self._target(vcpu, request.domid)
-        return -EOPNOTSUPP
-
-    def _acquire_resource(self, vcpu: VCpu, arg: int, done: int) -> int:
-        request = self._read(vcpu, abi.xen_mem_acquire_resource, arg)
-        if request.pad or request.frame >> 32 or request.frame + request.nr_frames >> 32:
-            return -EINVAL
-        return -ESRCH if self._domains.by_id(request.domid) is None else -EPERM

@@ -138,6 +138,20 @@ def test_an_unpin_takes_apart_the_last_entries_first(forest: Forest) -> None:
     forest.holds()
 
 
+@pytest.mark.parametrize("step", range(5, 100, 4))
+def test_parts_of_any_length(forest: Forest, step: int) -> None:
+    forest.world.types.step = step
+    forest.put(forest.l3s[0], 100, forest.l3s[1], 0x61)
+    forest.put(forest.l3s[1], 100, forest.l3s[1], 0x61)
+    for table in (forest.l4, *forest.l3s):
+        assert forest.pin(4 if table == forest.l4 else 3, table) in (0, -EINVAL)
+        forest.holds()
+        if table in forest.ledger.pins:
+            assert forest.unpin(table) == 0
+    assert forest.gone()
+    forest.holds()
+
+
 def test_an_unpinned_table_is_no_pinned_one_while_it_is_taken_apart(forest: Forest) -> None:
     assert forest.pin(4, forest.l4) == 0
     answers: list[int] = []

@@ -9,6 +9,7 @@ import pytest
 
 from firmware.abi import grant_table as gnt
 from firmware.abi import xen
+from firmware.abi.errno import EINVAL
 from firmware.memory.frames import SEGMENT_DESCRIPTORS
 from tests.memory.guest_model import Guest
 from tests.memory.test_mmu import Scene
@@ -93,6 +94,15 @@ def test_unmapping_a_descriptor_table_unmaps_the_ldts(
     tables.holds()
 
 
+def test_a_32_bit_guest_may_name_xens_part_and_gets_nothing_of_it() -> None:
+    scene = Scene(pv32=True)
+    for base in (0xF580_0000, 0xFC00_0000, 0xFFFF_F000):
+        assert scene.guest.extended(xen.MMUEXT_SET_LDT, base, 8192) == 0
+        assert not scene.world.descriptors.map_ldt_page(scene.guest.vcpu, 0)
+        assert not scene.world.descriptors.map_ldt_page(scene.guest.vcpu, 0xF000)
+    assert scene.guest.extended(xen.MMUEXT_SET_LDT, 0xFFFF_F001, 1) == -EINVAL
+
+
 def test_it_is_mapped_again_while_it_is_shown(tables: Tables) -> None:
     assert one(tables, GDT) == 0
     assert tables.world.descriptors.map_ldt_page(tables.guest.vcpu, 0)
@@ -113,6 +123,7 @@ def test_a_table_with_such_an_entry_taken_apart(tables: Tables) -> None:
 def test_other_mappings_leave_it_alone(tables: Tables) -> None:
     assert one(tables, OTHER) == 0
     assert one(tables, 20) == 0
+    assert one(tables, tables.frames.index(tables.l2)) == 0
     frame = tables.frames[LDT] << 12
     assert tables.guest.mmu_update((tables.at(tables.l1, LDT), frame | READ_ONLY | 1 << 63)) == 0
     assert tables.mapped() == [True, True]

@@ -219,6 +219,7 @@ class PlainDomain:
         self.id = number
         self.pv32 = memory.pv32
         self.vm_assist = 0
+        self.shared_info = 0
         self._memory = memory
         self.all: list[PlainVCpu] = []
         self.frames: list[int] = []

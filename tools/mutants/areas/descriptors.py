@@ -105,18 +105,18 @@ AREA: Final = Area(
             "rc = types.get_type(mfn, kind)",
             "rc = 0\n        types.types[mfn] += 256",
         ),
-        Mutant("set_ldt: length", DESCRIPTORS, "if entries > LDT_LIMIT or (entries", "if (entries"),
+        Mutant("set_ldt: length", DESCRIPTORS, "if entries > LDT_LIMIT or base", "if base"),
         Mutant(
             "set_ldt: a page's beginning",
             DESCRIPTORS,
-            "(base & 0xFFF or not vcpu.space.allowed(base))",
-            "(not vcpu.space.allowed(base))",
+            "or base & 0xFFF or not (vcpu",
+            "or not (vcpu",
         ),
         Mutant(
             "set_ldt: outside Xen",
             DESCRIPTORS,
-            "(base & 0xFFF or not vcpu.space.allowed(base))",
-            "(base & 0xFFF)",
+            "or not (vcpu.domain.pv32 or vcpu.space.allowed(base)):",
+            "or False:",
         ),
         Mutant(
             "LDT page: within the limit",

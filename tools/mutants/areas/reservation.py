@@ -7,12 +7,13 @@ from typing import Final
 from tools.mutants.mutant import Area, Mutant
 
 RESERVATION: Final = "firmware/memory/reservation.py"
+FOREIGN: Final = "firmware/memory/foreign.py"
 EXCHANGE: Final = "firmware/memory/exchange.py"
 HEAP: Final = "firmware/memory/heap.py"
 
 AREA: Final = Area(
     "reservation",
-    ("tests/memory/test_calls.py", "tests/memory/test_limits.py"),
+    ("tests/memory/test_calls.py", "tests/memory/test_limits.py", "tests/memory/test_foreign.py"),
     (
         Mutant(
             "a domain's allowance",
@@ -23,13 +24,13 @@ AREA: Final = Area(
         Mutant(
             "the largest extent",
             RESERVATION,
-            "if below is None or request.extent_order > MAX_ORDER:",
-            "if below is None:",
+            "if below is None or on_demand or request.extent_order > MAX_ORDER:",
+            "if below is None or on_demand:",
         ),
         Mutant(
             "the address width asked for",
             RESERVATION,
-            "if below is None or request.extent_order > MAX_ORDER:\n                return done",
+            "if below is None or on_demand or request.extent_order > MAX_ORDER:\n                return done",
             "if request.extent_order > MAX_ORDER:\n"
             "                return done\n"
             "            below = self._size",
@@ -150,5 +151,30 @@ AREA: Final = Area(
         ),
         Mutant("runs below an address", HEAP, "end = min(ends[index], limit)", "end = ends[index]"),
         Mutant("a run is taken out of the free ones", HEAP, "self._cut(index, first, first + count)", "pass"),
+        Mutant(
+            "populate on demand is not one's own to ask for",
+            RESERVATION,
+            "if below is None or on_demand or request",
+            "if below is None or request",
+        ),
+        Mutant("virtual nodes are not looked at", RESERVATION, "if flags & abi.XENMEMF_vnode:", "if False:"),
+        Mutant(
+            "access_op: of whom",
+            FOREIGN,
+            "return -EPERM if domain is vcpu.domain else -EINVAL",
+            "return -EPERM",
+        ),
+        Mutant(
+            "device memory: the list", FOREIGN, "if not vcpu.space.allowed(buffer,", "if False and (buffer,"
+        ),
+        Mutant(
+            "virtual nodes: of others", FOREIGN, "-EOPNOTSUPP if domain is vcpu", "-EOPNOTSUPP if vcpu"
+        ),
+        Mutant(
+            "acquire_resource: of whom",
+            FOREIGN,
+            "return -ESRCH if self._domains.by_id(request.domid) is None else -EPERM\n",
+            "return -EPERM\n",
+        ),
     ),
 )
