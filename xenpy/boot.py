@@ -14,6 +14,7 @@ from typing import Final
 
 from firmware.domain.domain import DomainState
 from machine.topology import Topology
+from xenpy.disking import DiskRequest
 from xenpy.errors import BadInputError, ExitStatus, XenpyError, reason_of
 from xenpy.output import ConsoleSink, RunLog, open_output, write_all
 from xenpy.schedule import write_to
@@ -64,6 +65,7 @@ class BootRequest:
     stats: Path | None = None
     hash_blocks: bool = False
     scheduling: SchedulingRequest = field(default_factory=SchedulingRequest)
+    disks: DiskRequest = field(default_factory=DiskRequest)
     interactive: bool = True
     """Give the guest the keyboard, if stdin is one and there is no `inputs`."""
 
@@ -88,6 +90,7 @@ class BootRun:
             request.topology, memory=request.memory + HEADROOM_MIB, seed=request.seed,
             hash_blocks=request.hash_blocks, profile=request.stats is not None, log=self.say,
             scheduler=wanted.policy, settings=wanted.parsed_settings(), smt_factor=wanted.smt_factor,
+            faults=request.disks.faults,
         ))
         if request.stats is not None:
             self._stats = stack.enter_context(open_output(request.stats, "--stats"))
@@ -99,8 +102,10 @@ class BootRun:
         self._guest = self._system.add_domain(
             request.image, name=request.name, memory=request.memory, vcpus=request.vcpus,
             cmdline=request.cmdline, ramdisk=request.ramdisk,
-            scheduling=wanted.wanted(request.topology.cpus),
+            scheduling=wanted.wanted(request.topology.cpus), disks=request.disks.specs,
+            disk_scheduler=request.disks.policy, disk_settings=request.disks.parsed_settings(),
         )
+        request.disks.set_shares(self._system, self._guest)
 
     def go(self) -> int:
         """Run to the end; the exit status. Raises XenpyError when it is not the guest that ended it."""
@@ -182,6 +187,8 @@ class BootRun:
         at = f"at {self._system.now_ns / SECOND:.6f} s of virtual time"
         if outcome is None:
             status, why = ExitStatus.DONE, "detached; the guest is gone"
+        elif outcome.reason is Reason.POWER:
+            status, why = ExitStatus.CRASHED, self._system.power_cut
         elif guest.state in CRASHES:
             self.say(guest.crash_report or f"guest {guest.name!r} {guest.state.value}")
             return ExitStatus.CRASHED, guest.state.value

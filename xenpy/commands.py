@@ -19,6 +19,8 @@ from xenpy.options import (
     MAX_MEMORY_MIB,
     MAX_VCPUS,
     MIN_MEMORY_MIB,
+    DiskChoice,
+    FaultChoice,
     Keys,
     Pattern,
     SchedulerChoice,
@@ -29,12 +31,14 @@ from xenpy.options import (
 from xenpy.output import show
 
 if TYPE_CHECKING:
+    from machine.faults import Fault
     from machine.topology import Topology
+    from xenpy.diskspec import DiskSpec
 
 EXIT_STATUSES = """\b
 Exit status:
   0    the guest powered off, --until matched, or you detached
-  1    the guest crashed
+  1    the guest crashed, or the power failed (--disk-fault disk.power)
   2    bad usage, a bad image, or a file that cannot be read or written
   3    a time limit, or the guest waits for something that will never come
   4    a fault of xenpy itself
@@ -112,6 +116,17 @@ def xenpy() -> None:
               help="A thread's speed while its sibling is busy.")
 @click.option("--sched-trace", type=click.Path(path_type=Path), metavar="FILE",
               help="Write who ran when and where: .json for Chrome and Perfetto, .txt a timeline.")
+@click.option("--disk", "disks", type=DiskChoice(), multiple=True, metavar="DISKSPEC",
+              help="A disk, as xl writes it: 'format=raw, vdev=xvda, access=rw, target=PATH', or "
+                   "PATH,raw,xvda,rw; may be repeated. Beside xl's words: model=flash|spinning, snapshot, "
+                   "overlay=FILE, sched=NAME, extents=FIRST+SECTORS:..., write-cache, shared.")
+@click.option("--disk-sched", type=SchedulerChoice(), metavar="NAME[:P=V,...]",
+              help="The disks' scheduler and its parameters; `xenpy schedulers` lists them.")
+@click.option("--disk-share", type=Settings(), metavar="P=V,...",
+              help="The guest's share of its disks: weight=400,class=interactive.")
+@click.option("--disk-fault", "disk_faults", type=FaultChoice(), multiple=True, metavar="POINT[:P=V,...]",
+              help="Something that goes wrong: disk.read:device=xvda,sectors=100-200,probability=0.01,"
+                   "after=3,times=1; also disk.write, disk.torn, disk.flush, disk.slow, disk.power.")
 @click.option("--hash", "hash_blocks", is_flag=True,
               help="Hash the address of every block executed (slower); the hash is in --stats and on stderr.")
 def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
@@ -119,6 +134,8 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
          until: re.Pattern[str] | None, within: float | None, wall: float | None, log: Path | None,
          stats: Path | None, sched: tuple[str, dict[str, str]] | None, share: dict[str, str] | None,
          affinity: str | None, smt_factor: float | None, sched_trace: Path | None,
+         disks: tuple[DiskSpec, ...], disk_sched: tuple[str, dict[str, str]] | None,
+         disk_share: dict[str, str] | None, disk_faults: tuple[Fault, ...],
          hash_blocks: bool) -> Action:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
 
@@ -127,6 +144,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
     """
     from machine.topology import Topology
     from xenpy import boot as booting
+    from xenpy.disking import DiskRequest
     from xenpy.scheduling import SchedulingRequest
 
     if cpus is not None and topology is not None:
@@ -136,6 +154,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
         topology=topology or Topology(cores=cpus or vcpus), name=name, seed=seed, inputs=inputs, until=until,
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
         scheduling=SchedulingRequest.of(sched, share, affinity, smt_factor, sched_trace),
+        disks=DiskRequest.of(disks, disk_sched, disk_share, disk_faults),
     ))
 
 
@@ -157,7 +176,7 @@ def guests() -> Action:
 
 @xenpy.command()
 def schedulers() -> Action:
-    """List the schedulers, their parameters and what they share out, with units, defaults and ranges."""
+    """List the schedulers of CPUs and of disks, and their parameters with units, defaults and ranges."""
     from xenpy import scheduling
 
     return scheduling.show_all

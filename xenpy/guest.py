@@ -6,15 +6,21 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from firmware.abi import io_xenbus as xenbus
+from firmware.disk.attach import DiskError
 from firmware.memory import frames
 from firmware.store.path import home
 from xenpy.console import Console
 from xenpy.crash import render
+from xenpy.errors import BadInputError
 
 if TYPE_CHECKING:
+    from firmware.disk.backend import BlockBackend
+    from firmware.disk.queue import Statistics
     from firmware.domain.crash import CrashInfo
     from firmware.domain.domain import Domain, DomainState
     from firmware.sched.parameters import Value
+    from xenpy.disks import DiskLike
     from xenpy.system import System
 
 FRAMES_A_MIB: Final = 256
@@ -27,6 +33,61 @@ TYPE_NAMES: Final = {
     frames.L4_TABLE: "l4", frames.SEGMENT_DESCRIPTORS: "descriptors", frames.SHARED: "shared",
     frames.WRITABLE: "writable",
 }
+
+
+STATES: Final = {
+    xenbus.XenbusStateInitialising: "initialising", xenbus.XenbusStateInitWait: "waiting for the guest",
+    xenbus.XenbusStateConnected: "connected", xenbus.XenbusStateClosing: "closing",
+    xenbus.XenbusStateClosed: "closed",
+}
+"""What the back end of a disk is in, by XenbusState* in io/xenbus.h."""
+
+
+class GuestDisk:
+    """One virtual disk of a guest, as the machine serves it."""
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, backend: BlockBackend) -> None:
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        return f"<GuestDisk {self.vdev} {self.state}>"
+
+    @property
+    def vdev(self) -> str:
+        """The guest's name for it: xvda."""
+        return self._backend.disk.name
+
+    @property
+    def sectors(self) -> int:
+        """Its size in sectors of 512 bytes."""
+        return self._backend.disk.sectors
+
+    @property
+    def read_only(self) -> bool:
+        """The guest may only read it."""
+        return self._backend.disk.read_only
+
+    @property
+    def state(self) -> str:
+        """Where it is between being offered and being closed."""
+        return STATES[self._backend.phases.state]
+
+    @property
+    def halted(self) -> str:
+        """What the guest's driver did wrong so that it is no longer served; "" while all is well."""
+        return self._backend.halted
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not answered."""
+        return self._backend.in_flight
+
+    @property
+    def statistics(self) -> Statistics:
+        """Requests and sectors since it was attached."""
+        return self._backend.statistics
 
 
 class Frame(NamedTuple):
@@ -137,6 +198,28 @@ class Guest:
     def frame_types(self) -> Counter[str]:
         """How many of its frames have each type."""
         return Counter(frame.type for frame in self.frames)
+
+    @property
+    def disks(self) -> list[GuestDisk]:
+        """Its virtual disks, in the order in which they were attached."""
+        return [GuestDisk(backend) for backend in self._system.hypervisor.disks.of(self._domain)]
+
+    def attach_disk(self, disk: DiskLike) -> GuestDisk:
+        """Give it one more disk, as in `System.add_domain`, while it runs. Raises BadInputError."""
+        try:
+            with self._system.disks_for([disk]) as (made,):
+                return GuestDisk(self._system.hypervisor.disks.attach(self._domain, made))
+        except DiskError as error:
+            raise BadInputError(str(error)) from error
+
+    def detach_disk(self, vdev: str, *, force: bool = False) -> bool:
+        """Take a disk away. Whether it is gone already: a guest that runs lets go of it first, unless forced.
+        BadInputError when it has no such disk.
+        """
+        try:
+            return self._system.hypervisor.detach_disk(self._domain, vdev, force=force)
+        except DiskError as error:
+            raise BadInputError(str(error)) from error
 
     @property
     def memory_mib(self) -> float:

@@ -13,7 +13,9 @@ from xenpy.typing_in import keys_of
 from xenpy.watch import compile_pattern
 
 if TYPE_CHECKING:
+    from machine.faults import Fault
     from machine.topology import Topology
+    from xenpy.diskspec import DiskSpec
 
 MAX_CPUS: Final = 256
 """What `machine.topology` allows; that module loads the whole machine, and `--help` must not."""
@@ -97,6 +99,36 @@ class SchedulerChoice(click.ParamType[tuple[str, dict[str, str]]]):
             return value
         name, colon, rest = value.partition(":")
         return name, Settings().convert(rest, param, ctx) if colon else {}
+
+
+class DiskChoice(click.ParamType["DiskSpec"]):
+    """A disk in the words of xl-disk-configuration."""
+
+    name = "disk"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DiskSpec:
+        """What the words say."""
+        from xenpy.diskspec import DiskSpec
+
+        try:
+            return value if isinstance(value, DiskSpec) else DiskSpec.parse(value)
+        except BadInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FaultChoice(click.ParamType["Fault"]):
+    """A fault of a disk: POINT or POINT:NAME=VALUE,..."""
+
+    name = "fault"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fault:
+        """The fault, if there is such a one."""
+        from machine.faults import Fault, FaultError
+
+        try:
+            return value if isinstance(value, Fault) else Fault.parse(value)
+        except FaultError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Shape(click.ParamType["Topology"]):

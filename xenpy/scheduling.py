@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from firmware.disk import policies as disk_policies
+from firmware.disk.policy import DISK_POLICIES
+from firmware.disk.scheduler import DEFAULT_POLICY
 from firmware.sched import policies
 from firmware.sched.control import Scheduling, cpu_list
 from firmware.sched.parameters import Parameter, ParameterError, Value, parsed
 from firmware.sched.policy import POLICIES, policy_by_name
+from firmware.sched.tunable import Tunable
 from machine.machine import SMT_FACTOR
 from xenpy.errors import BadInputError, ExitStatus
 from xenpy.output import show
@@ -58,6 +64,15 @@ class SchedulingRequest:
             return Scheduling(share, hard=None if self.affinity is None else cpu_list(self.affinity, cpus))
 
 
+LISTS: Final[tuple[tuple[str, Mapping[str, type[Tunable]], str, tuple[str, str]], ...]] = (
+    ("Schedulers of CPUs", POLICIES, DEFAULT_SCHEDULER, ("--sched", "--share")),
+    ("Schedulers of disks", DISK_POLICIES, DEFAULT_POLICY, ("--disk-sched", "--disk-share")),
+)
+"""Title, policies, which is used when nothing is said, and the options for its parameters and shares."""
+REGISTERED: Final = (policies, disk_policies)
+"""Importing these has filled the registries."""
+
+
 def show_all() -> int:
     """Print every policy with its parameters; the exit status."""
     from rich.console import Console
@@ -65,22 +80,24 @@ def show_all() -> int:
 
     text = io.StringIO()
     console = Console(file=text, highlight=False, width=110)
-    for name, made in sorted(POLICIES.items()):
-        default = " (unless you say otherwise)" if name == DEFAULT_SCHEDULER else ""
-        console.print(f"{name}{default}: {_purpose(made.__module__)}")
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for option, parameters in (("--sched", made.SETTINGS), ("--share", made.SHARES)):
-            for row in _rows(parameters):
-                table.add_row(f"  {option}", *row)
-        if table.row_count:
-            console.print(table)
-        console.print()
+    for title, registry, usual, options in LISTS:
+        console.print(f"[bold]{title}[/]\n")
+        for name, made in sorted(registry.items()):
+            default = " (unless you say otherwise)" if name == usual else ""
+            console.print(f"{name}{default}: {_purpose(made)}")
+            table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+            for option, parameters in zip(options, (made.SETTINGS, made.SHARES), strict=True):
+                for row in _rows(parameters):
+                    table.add_row(f"  {option}", *row)
+            if table.row_count:
+                console.print(table)
+            console.print()
     show(text.getvalue())
     return ExitStatus.DONE
 
 
-def _purpose(module: str) -> str:
-    text = getattr(policies, module.rpartition(".")[2]).__doc__ or ""
+def _purpose(made: type[Tunable]) -> str:
+    text = sys.modules[made.__module__].__doc__ or ""
     return " ".join(text.split("\n\n")[0].split())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class Stats:
     traps: dict[str, int] = field(default_factory=dict)
     block_hash: str | None = None
     """Hash over the address of every block executed by every core in order, if that was asked for."""
+    disks: list[dict[str, Any]] = field(default_factory=list)
+    """Of each emulated disk its counters, and under `guests` those of each virtual disk."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    """Of each fault that was asked for how many requests fitted, and how often it happened."""
 
     def json(self, status: int, why: str) -> str:
         """They as JSON, with the exit status and the reason of the end."""
         row = asdict(self)
-        if self.block_hash is None:
-            del row["block_hash"]
+        for name in ("block_hash", "disks", "faults"):
+            if not row[name]:
+                del row[name]
         row["wall_s"] = round(self.wall_s, 6)
         row["python_share"] = None if self.python_share is None else round(self.python_share, 4)
         row["exit"] = status

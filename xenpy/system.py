@@ -25,9 +25,9 @@ from firmware.hypervisor import DomainConfig, DomainError, Hypervisor
 from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
 from firmware.sched.parameters import ParameterError, Value
 from firmware.trace import Trace
-from machine.machine import DEFAULT_QUANTUM_NS, SMT_FACTOR, Machine, MachineConfig, RunEnd
 from machine.disk import Model
 from machine.faults import Fault, PowerCut
+from machine.machine import DEFAULT_QUANTUM_NS, SMT_FACTOR, Machine, MachineConfig, RunEnd
 from machine.topology import Topology
 from xenpy import images
 from xenpy.disks import DEFAULT_MODEL, DiskLike, EmulatedDisk, Shelf
