@@ -160,9 +160,6 @@ class Credit(PerCpu):
         account = self._accounts[vcpu]
         account.credit -= ns
         account.ran_at = now
-        if not account.active:
-            account.active = True
-            self._active[vcpu] = account
         if account.credit <= 0:
             account.priority = OVER
         elif account.priority == BOOST:
@@ -256,6 +253,9 @@ class Credit(PerCpu):
             self._deal_at(now + self._tick)
         account = self._accounts[vcpu]
         account.yields = False
+        if not account.active:
+            account.active = True
+            self._active[vcpu] = account
         if self._caps and self._caps.park(vcpu, now):
             return
         if account.credit > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 from firmware.sched.credit import BOOST, OVER, Credit
 from firmware.sched.parameters import ParameterError, Value
 from tests.sched.watching import MS, SECOND, US
-from tools.schedsim import Simulator, Task
+from tools.schedsim import FOREVER, Command, Run, Simulator, Sleep, Task
 from tools.schedsim.workloads import hog, job, random_mix, sleeper, yielder
 
 BOTH = pytest.mark.parametrize("policy", ["credit", "credit2"])
 WEIGHTS = range(1, 9)
+
+
+def late_hog(task: Task) -> Iterator[Command]:
+    """Sleeps for two seconds, then computes for ever."""
+    yield Sleep(2 * SECOND)
+    yield Run(FOREVER)
 
 
 def ran(simulator: Simulator, task: Task) -> int:
@@ -152,6 +158,17 @@ class TestCaps:
         tasks = simulator.domain([hog, sleeper(1 * MS, 99 * MS), sleeper(100 * US, 9 * MS)], {"cap": 60})
         simulator.run(2 * SECOND)
         assert sum(ran(simulator, task) for task in tasks) / (2 * SECOND) == pytest.approx(0.6, rel=0.02)
+
+    @BOTH
+    def test_vcpus_of_a_capped_domain_share_its_cap(self, policy: str) -> None:
+        """One of them slept while the others saved up credit that their cap does not let them use."""
+        simulator = Simulator("1x1x1", policy)
+        simulator.domain([hog])
+        tasks = simulator.domain([hog, hog, late_hog], {"cap": 30})
+        simulator.run(2 * SECOND)
+        assert ran(simulator, tasks[2]) < 1 * MS
+        simulator.run(1 * SECOND)
+        assert ran(simulator, tasks[2]) / SECOND == pytest.approx(0.1, rel=0.1)
 
     @BOTH
     def test_caps_change_on_the_way(self, policy: str) -> None:
