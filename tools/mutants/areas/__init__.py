@@ -15,6 +15,7 @@ from tools.mutants.areas import (
     counts,
     descriptors,
     emulated_disk,
+    fair_shares,
     flushes,
     grants,
     interrupted,
@@ -42,4 +43,5 @@ AREAS: Final[tuple[Area, ...]] = (
     vcpus.AREA,
     emulated_disk.AREA,
     native.AREA,
+    fair_shares.AREA,
 )
