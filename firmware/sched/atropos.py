@@ -40,12 +40,14 @@ SECOND_US: Final = 1_000_000
 class Account:
     """What is known of one vCPU; times in ns."""
 
-    __slots__ = ("deadline", "depleted", "full_period", "full_slice", "gave_way", "latency", "missed", "part",
-                 "period", "remain", "reserved", "since", "slice", "spared", "timer", "xtra", "yielded")
+    __slots__ = ("awake", "deadline", "depleted", "full_period", "full_slice", "gave_way", "latency", "missed",
+                 "part", "period", "remain", "reserved", "since", "slice", "spared", "timer", "xtra", "yielded")
 
     def __init__(self) -> None:
         self.full_period = self.full_slice = self.latency = 1
         self.xtra = False
+        self.awake = False
+        """It could run."""
         self.part = 0
         """What it reserves of `WHOLE`."""
         self.reserved = NOWHERE
@@ -181,10 +183,11 @@ class Atropos(PerCpu):
             self._reserve(vcpu, NOWHERE)
             self._read_share(vcpu)
             self._reserve(vcpu, core)
-            if not vcpu.runnable:
-                self._accounts[vcpu].deadline = 0
+            account = self._accounts[vcpu]
+            if not account.awake:
+                account.deadline = 0
             else:
-                self._fresh(self._accounts[vcpu], now)
+                self._fresh(account, now)
                 if queued or not vcpu.scheduled:
                     self.enter(vcpu, now)
                 else:
@@ -206,9 +209,8 @@ class Atropos(PerCpu):
         account.reserved = core
         if core != NOWHERE:
             self._load[core] += account.part
-        elif account.timer is not None:
-            account.timer.cancel()
-            account.timer = None
+        else:
+            self._stop_timer(account)
 
     def _revive(self, now: int) -> None:
         """There is more room: void reservations may hold again."""
@@ -259,13 +261,13 @@ class Atropos(PerCpu):
         """A reservation must go elsewhere, and is void if it fits nowhere. Depletion goes with it."""
         account = self._accounts[vcpu]
         queued = self.unqueue(vcpu)
-        parked = vcpu.runnable and account.depleted and not account.xtra and not vcpu.scheduled
+        parked = account.awake and account.depleted and not account.xtra and not vcpu.scheduled
         self._reserve(vcpu, NOWHERE)
         core = self._room(vcpu, self._load, account.part)
         if core != NOWHERE:
             self._reserve(vcpu, core)
-            if account.depleted and vcpu.runnable:
-                account.timer = self.pool.at(max(now, account.deadline), self._next_period, vcpu)
+            if account.depleted and account.awake:
+                self._await_period(vcpu, account)
         if queued or (parked and core == NOWHERE):
             self.enter(vcpu, now)
 
@@ -279,17 +281,23 @@ class Atropos(PerCpu):
 
     def close(self) -> None:
         for account in self._accounts.values():
-            if account.timer is not None:
-                account.timer.cancel()
+            self._stop_timer(account)
 
     # -- periods
 
     @staticmethod
-    def _fresh(account: Account, now: int) -> None:
-        """A first period, as short as `latency`."""
+    def _stop_timer(account: Account) -> None:
         if account.timer is not None:
             account.timer.cancel()
             account.timer = None
+
+    def _await_period(self, vcpu: VCpu, account: Account) -> None:
+        self._stop_timer(account)
+        account.timer = self.pool.at(account.deadline, self._next_period, vcpu)
+
+    def _fresh(self, account: Account, now: int) -> None:
+        """A first period, as short as `latency`."""
+        self._stop_timer(account)
         account.period = account.latency
         account.slice = account.full_slice * account.latency // account.full_period
         account.deadline = now + account.period
@@ -306,7 +314,7 @@ class Atropos(PerCpu):
         account.depleted = account.remain <= 0
         account.gave_way = False
         if account.depleted:
-            account.timer = self.pool.at(account.deadline, self._next_period, vcpu)
+            self._await_period(vcpu, account)
 
     def _next_period(self, vcpu: VCpu) -> None:
         account, now = self._accounts[vcpu], self.pool.now()
@@ -335,7 +343,7 @@ class Atropos(PerCpu):
         account.remain -= ns
         if account.remain <= 0:
             account.depleted = True
-            account.timer = self.pool.at(account.deadline, self._next_period, vcpu)
+            self._await_period(vcpu, account)
 
     # -- queues
 
@@ -386,12 +394,13 @@ class Atropos(PerCpu):
 
     def wake(self, vcpu: VCpu, now: int) -> None:
         account = self._accounts[vcpu]
+        account.awake = True
         left = account.deadline - now
         if account.reserved != NOWHERE:
             if left <= 0:
                 self._fresh(account, now)
             elif account.depleted:
-                account.timer = self.pool.at(account.deadline, self._next_period, vcpu)
+                self._await_period(vcpu, account)
             elif account.remain * account.full_period > left * account.full_slice:
                 self._fresh(account, now)
         if self._eligible(account):
@@ -400,9 +409,8 @@ class Atropos(PerCpu):
     def sleep(self, vcpu: VCpu, now: int) -> None:
         super().sleep(vcpu, now)
         account = self._accounts[vcpu]
-        if account.timer is not None:
-            account.timer.cancel()
-            account.timer = None
+        account.awake = False
+        self._stop_timer(account)
 
     def give_way(self, vcpu: VCpu, now: int) -> bool:
         if not self.waiting >> vcpu.core.index & 1:
