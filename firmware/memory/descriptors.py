@@ -32,7 +32,6 @@ class Descriptors:
         self._types = types
         self._memory = types.memory
         self._areas: dict[int, PerDomain] = {}
-        types.drop_ldts = self._drop_ldts
 
     def register(self, table: HypercallTable) -> None:
         """Enter the handlers into the hypercall table."""
@@ -152,20 +151,7 @@ class Descriptors:
                 area.set_ldt_page(vcpu.id, page, None)
                 self._types.put_page_and_type(mfn)
                 dropped = True
-        if dropped:
-            users = self._types.ldt_users
-            tag = vcpu.domain.memory.tag
-            users[tag].remove(vcpu)
-            if not users[tag]:
-                del users[tag]
         return dropped
-
-    def _drop_ldts(self, vcpus: list[VCpu]) -> None:
-        """Drop the LDT pages of all these and flush where they run."""
-        shootdown = self._types.shootdown
-        for vcpu in tuple(vcpus):
-            if self.drop_ldt(vcpu) and vcpu.core in vcpu.domain.memory.cores:
-                shootdown.core(vcpu.core)
 
     def map_ldt_page(self, vcpu: VCpu, offset: int) -> bool:
         """The processor missed the LDT at byte `offset`: map the guest's page there; False when it cannot be.
@@ -189,7 +175,4 @@ class Descriptors:
             self._types.put_page_and_type(mfn)
             return False
         area.set_ldt_page(vcpu.id, offset >> 12, mfn)
-        users = self._types.ldt_users.setdefault(vcpu.domain.memory.tag, [])
-        if vcpu not in users:
-            users.append(vcpu)
         return True

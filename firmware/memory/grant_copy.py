@@ -112,7 +112,8 @@ class GrantCopy:
         if active is not None and transitive:
             status, buffer = self._through(table, low, high, readonly, held, depth)
             same = active.transitive == (low >> 32 & 0xFFFF, high & 0xFFFF_FFFF)
-            if status == abi.GNTST_okay and not (same and buffer == (active.mfn, active.start, active.length)):
+            same = same and buffer == (active.mfn, active.start, active.length)
+            if status == abi.GNTST_okay and not same:
                 status = abi.GNTST_eagain
             if status != abi.GNTST_okay:
                 table.release(ref, active, readonly=readonly)

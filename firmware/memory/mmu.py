@@ -158,7 +158,7 @@ class Mmu:
             return -EFAULT
         q, store = self._q, self._memory.store64
         words, counts, owners = types.types, types.counts, types.owners
-        size, pv32, ldt_users = self._size, owner.pv32, types.ldt_users
+        size, pv32 = self._size, owner.pv32
         table_tag = owner.tag
         page_tag = owner.tag if pages is owner else -1 if pages is None else pages.tag
         rc = position = 0
@@ -243,8 +243,6 @@ class Mmu:
                             words[target] = word - ONE
                         else:
                             types.put_type(target)
-                    elif ldt_users:
-                        types.shown_no_more(target, owner)
                     word = counts[target]
                     if word >= 2 * ONE:
                         counts[target] = word - ONE

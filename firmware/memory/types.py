@@ -10,7 +10,6 @@ Functions that can fail return 0 or a negative errno, as Xen's in `mm.c` do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -29,7 +28,6 @@ from firmware.memory.frames import (
     PAE_XEN_L2,
     PARTIAL,
     PINNED,
-    SEGMENT_DESCRIPTORS,
     SHARED,
     TYPE_MASK,
     VALID_MASK,
@@ -60,10 +58,8 @@ class PageTypes:
     __slots__ = (
         "_by_tag",
         "counts",
-        "drop_ldts",
         "frames",
         "heap",
-        "ldt_users",
         "memory",
         "old",
         "owners",
@@ -104,10 +100,6 @@ class PageTypes:
         """
         self.unfinished: dict[tuple[int, int], int] = {}
         """The same of vCPUs whose call was interrupted, by (domain, vCPU)."""
-        self.ldt_users: dict[int, list[VCpu]] = {}
-        """By owner's tag: the vCPUs that have a page of their LDT mapped."""
-        self.drop_ldts: Callable[[list[VCpu]], None]
-        """Unmaps the LDTs of some vCPUs: of `Descriptors`, who knows them."""
         self.validator = Validator(self)
 
     # Owners
@@ -381,8 +373,10 @@ class PageTypes:
                 return -EBUSY
         return 0
 
-    def put_page_from_l1(self, entry: int, tables: MemoryOwner) -> None:
-        """Drop what an L1 entry of a table of `tables` held (put_page_from_l1e)."""
+    def put_page_from_l1(self, entry: int) -> None:
+        """Drop what an L1 entry held (put_page_from_l1e). An LDT page that nothing shows any more stays: real
+        Xen 4.17 was seen to keep it.
+        """
         if entry & PRESENT:
             mfn = (entry & ADDRESS) >> 12
             if entry & RW:
@@ -391,23 +385,11 @@ class PageTypes:
                     self.types[mfn] = word - ONE
                 else:
                     self.put_type(mfn)
-            elif self.ldt_users:
-                self.shown_no_more(mfn, tables)
             count = self.counts[mfn]
             if count >= 2 * ONE:
                 self.counts[mfn] = count - ONE
             else:
                 self.put_page(mfn)
-
-    def shown_no_more(self, mfn: int, tables: MemoryOwner) -> None:
-        """A read-only mapping of `tables` went away. If it showed a descriptor table of theirs in use, all
-        their LDTs are unmapped, to be mapped again from what the guest's tables show then.
-        """
-        word = self.types[mfn]
-        if word & TYPE_MASK == SEGMENT_DESCRIPTORS and word >= ONE and self.owners[mfn] == tables.tag:
-            users = self.ldt_users.get(tables.tag)
-            if users:
-                self.drop_ldts(users)
 
     # Pins and the end of a domain
 

@@ -60,7 +60,7 @@ class EntryUpdate:
             if failure:
                 return failure
         self._memory.store64(at, new | old & ACCESSED_DIRTY if preserve else new)
-        self._types.put_page_from_l1(old, tables)
+        self._types.put_page_from_l1(old)
         return 0
 
     def l2(self, at: int, new: int, owner: MemoryOwner, preserve: bool = False) -> int:

@@ -68,8 +68,6 @@ _ADDRESS: Final = np.uint64(ADDRESS)
 _PAGE_SHIFT: Final = np.uint64(12)
 _ONE: Final = np.uint64(ONE)
 _VALID: Final = np.uint64(VALID_MASK)
-_TYPE: Final = np.uint64(TYPE_MASK)
-_DESCRIPTORS: Final = np.uint64(SEGMENT_DESCRIPTORS)
 _WRITABLE_VALIDATED: Final = np.uint64(WRITABLE | VALIDATED)
 _NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
 
@@ -214,7 +212,7 @@ class Validator:
             if failure:
                 put = self._types.put_page_from_l1
                 for done in reversed(slots[:position]):
-                    put(q[start + done], owner)
+                    put(q[start + done])
                 return failure
             adjusted = adjust_l1(entry, pv32)
             if adjusted != entry:
@@ -231,18 +229,14 @@ class Validator:
             return 0
         put = self._types.put_page_from_l1
         for entry in entries.tolist():
-            put(entry, owner)
+            put(entry)
         return 0
 
     def _bulk_drop(self, entries: np.ndarray) -> bool:
-        """Drop the references of L1 entries at once; False and nothing done when that would free a frame, or
-        take away an LDT.
-        """
+        """Drop the references of L1 entries at once; False and nothing done when that would free a frame."""
         frames = self._frames
         counts, types = frames.count_array, frames.type_array
         targets = ((entries & _ADDRESS) >> _PAGE_SHIFT).view(np.int64)
-        if self._types.ldt_users and ((types[targets] & _TYPE) == _DESCRIPTORS).any():
-            return False
         np.subtract.at(counts, targets, _ONE)
         if (counts[targets] < _ONE).any():
             np.add.at(counts, targets, _ONE)

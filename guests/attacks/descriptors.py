@@ -2,9 +2,10 @@
 
 Tries call, interrupt, trap and task gates, TSS and LDT descriptors, ring-0 and conforming segments by
 update_descriptor, in a GDT and in an LDT, and uses what it gets; a GDT or an LDT whose frame is a page
-table, or becomes one. A broken hypervisor lets a far call reach ring 0, or its descriptor cache write
-accessed bits into page tables. A correct one refuses gates and system descriptors, raises every privilege
-level to the guest's (a call gate gets level 0, so that using it faults), and keeps the types apart.
+table, or becomes one; and writing an LDT that is in use, though nothing maps it any more. A broken hypervisor
+lets a far call reach ring 0, or its descriptor cache write accessed bits into page tables. A correct one
+refuses gates and system descriptors, raises every privilege level to the guest's (a call gate gets level 0,
+so that using it faults), and keeps the types apart.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from guests.attacks.support import (
     expect,
     extended,
     faults,
+    guarded,
     remap,
     update,
 )
 from guests.macros import hypercall, load, put
 
 CODE0, DATA0, CONFORMING0 = 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_9F00_0000_FFFF
+DATA3 = 0x00CF_F300_0000_FFFF
 GATE = 0x0000_EC00_E008_0000
 """A call gate of level 3 to Xen's own code selector."""
 
@@ -142,6 +145,39 @@ LDT = "\n".join(
     )
 )
 
+MAPPED_LDT = "\n".join(
+    (
+        remap("other", READ_WRITE),
+        expect("a page to be an LDT", 0),
+        put("other", 0),
+        put("other + 8", DATA3),
+        remap("other", READ_ONLY),
+        extended("MMUEXT_SET_LDT", "&other", 512),
+        expect("an LDT of its own", 0),
+        guarded("mov eax, 0xf\nmov es, ax"),
+        expect("is used", -1),
+        remap("other", READ_WRITE),
+        expect("and not writable then", EBUSY),
+        "mov rsi, [rip + other_frame]\nshl rsi, 12\nor rsi, 0x61",
+        hypercall("update_va_mapping", "&spare", "rsi", "UVMF_INVLPG"),
+        expect("seen a second time", 0),
+        hypercall("update_va_mapping", "&spare", 0, "UVMF_INVLPG"),
+        expect("and no more", 0),
+        remap("other", READ_WRITE),
+        expect("it is not writable for that", EBUSY),
+        hypercall("update_va_mapping", "&other", 0, "UVMF_INVLPG"),
+        expect("not seen at all", 0),
+        "mov rsi, [rip + other_frame]\nshl rsi, 12\nor rsi, 0x63",
+        hypercall("update_va_mapping", "&spare", "rsi", "UVMF_INVLPG"),
+        expect("it is not writable elsewhere", EBUSY),
+        "xor eax, eax\nmov es, ax",
+        extended("MMUEXT_SET_LDT", 0, 0),
+        expect("no LDT at last", 0),
+        remap("other", READ_WRITE),
+        expect("then it is a page", 0),
+    )
+)
+
 
 def build() -> bytes:
     """The image."""
@@ -153,5 +189,6 @@ def build() -> bytes:
         expect("frame 0", EINVAL),
         USE,
         LDT,
+        MAPPED_LDT,
         data=("gdt_list: .quad 0",),
     )

@@ -298,6 +298,7 @@ __all__ = [
     "extended",
     "faults",
     "guarded",
+    "label",
     "load",
     "mapping",
     "negative",

@@ -133,7 +133,7 @@ AREA: Final = Area(
         Mutant(
             "an L1 entry replaced",
             "firmware/memory/update.py",
-            "self._types.put_page_from_l1(old, tables)",
+            "self._types.put_page_from_l1(old)",
             "pass",
         ),
         Mutant(
@@ -249,13 +249,13 @@ AREA: Final = Area(
         Mutant(
             "grant: a replacement that is lost is let go",
             GRANTS,
-            "self._types.put_page_from_l1(moved, vcpu.domain.memory)",
+            "self._types.put_page_from_l1(moved)",
             "pass",
         ),
         Mutant(
             "grant: what a mapping replaced is let go",
             GRANTS,
-            "self._types.put_page_from_l1(old, vcpu.domain.memory)",
+            "self._types.put_page_from_l1(old)",
             "pass",
         ),
         Mutant(

@@ -10,11 +10,10 @@ TYPES: Final = "firmware/memory/types.py"
 VALIDATE: Final = "firmware/memory/validate.py"
 MMU: Final = "firmware/memory/mmu.py"
 EXTENDED: Final = "firmware/memory/extended.py"
-DESCRIPTORS: Final = "firmware/memory/descriptors.py"
 
 AREA: Final = Area(
     "interrupted",
-    ("tests/memory/test_interrupted.py", "tests/memory/test_ldt.py", "tests/memory/test_unfinished.py"),
+    ("tests/memory/test_interrupted.py", "tests/memory/test_unfinished.py"),
     (
         Mutant(
             "a check is interrupted",
@@ -152,43 +151,5 @@ AREA: Final = Area(
             "self.put_page(self.unfinished.pop(key))",
             "self.unfinished.pop(key)",
         ),
-        Mutant(
-            "LDTs: a single entry",
-            TYPES,
-            "self.shown_no_more(mfn, tables)",
-            "pass",
-        ),
-        Mutant("LDTs: an entry of several", MMU, "types.shown_no_more(target, owner)", "pass"),
-        Mutant(
-            "LDTs: a whole table",
-            VALIDATE,
-            "if self._types.ldt_users and ((types[targets] & _TYPE) == _DESCRIPTORS).any():",
-            "if False:",
-        ),
-        Mutant(
-            "LDTs: descriptor tables in use",
-            TYPES,
-            "if word & TYPE_MASK == SEGMENT_DESCRIPTORS and word >= ONE and self",
-            "if word & TYPE_MASK == SEGMENT_DESCRIPTORS and self",
-        ),
-        Mutant(
-            "LDTs: descriptor tables only",
-            TYPES,
-            "if word & TYPE_MASK == SEGMENT_DESCRIPTORS and word >= ONE and self",
-            "if word >= ONE and self",
-        ),
-        Mutant(
-            "LDTs: one's own",
-            TYPES,
-            "and self.owners[mfn] == tables.tag:\n            users = self.ldt_users.get(tables.tag)",
-            ":\n            users = self.ldt_users.get(self.owners[mfn])",
-        ),
-        Mutant(
-            "LDTs: flushed",
-            DESCRIPTORS,
-            "shootdown.core(vcpu.core)\n\n    def map",
-            "pass\n\n    def map",
-        ),
-        Mutant("LDTs: of all vCPUs", DESCRIPTORS, "for vcpu in tuple(vcpus):", "for vcpu in vcpus[:1]:"),
     ),
 )
