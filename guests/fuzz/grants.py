@@ -49,17 +49,21 @@ number_found:
     {hypercall("update_va_mapping", "&grant_page", "rsi", "UVMF_INVLPG")}
     test rax, rax
     jnz crash
-    lea r12, [rip + grant_page]
+    {draw(2)}
+    lea rdi, [rax + 1]
+    call set_version
+    test rax, rax
+    jnz crash
     xor ebx, ebx
 next_grant:
     lea rdi, [rbx + {t.DATA.start}]
     call frame
-    shl rax, 32
-    mov rcx, [rip + own_number]
-    shl ecx, 16
-    or rax, rcx
-    or rax, GTF_permit_access
-    mov [r12 + rbx*8 + {FIRST_REFERENCE * 8}], rax
+    mov r12, rax
+    mov r13, [rip + own_number]
+    shl r13d, 16
+    or r13, GTF_permit_access
+    lea rdi, [rbx + {FIRST_REFERENCE}]
+    call write_grant
     inc ebx
     cmp ebx, {REFERENCES}
     jb next_grant
@@ -87,6 +91,32 @@ reference_odd:
     {say(" g-")}
     ret
 
+grant_entry:                            # rdi = reference -> where its entry is
+    lea rax, [rip + grant_page]
+    cmp qword ptr [rip + version], 2
+    je entry_wide
+    lea rax, [rax + rdi*8]
+    ret
+entry_wide:
+    shl rdi, 4
+    add rax, rdi
+    ret
+
+write_grant:                            # rdi = reference, r12 = frame, r13 = the word before it
+    call grant_entry
+    cmp qword ptr [rip + version], 2
+    je write_wide
+    mov rcx, r12
+    shl rcx, 32
+    mov edx, r13d
+    or rcx, rdx
+    mov [rax], rcx
+    ret
+write_wide:
+    mov [rax], r13
+    mov [rax + 8], r12
+    ret
+
 operation_grant:                        # write an entry of the grant table
     {draw(REFERENCES)}
     lea rbx, [rax + {FIRST_REFERENCE}]
@@ -104,13 +134,37 @@ grant_frame:
     {say(" {rax:d} {r13:x}")}
     mov rdi, rax
     call frame
-    shl rax, 32
     shl r12d, 16
-    or rax, r12
-    or rax, r13
-    lea rcx, [rip + grant_page]
-    mov [rcx + rbx*8], rax
-    ret
+    or r13, r12
+    mov r12, rax
+    cmp qword ptr [rip + version], 2
+    jne grant_write
+    mov eax, r13d
+    and eax, GTF_type_mask
+    cmp eax, GTF_transitive
+    je grant_transitive
+    test r13d, GTF_sub_page
+    jz grant_write
+    {draw(len(t.PARTS) // 2)}
+    shl eax, 4
+    lea rcx, [rip + parts]
+    mov rdx, [rcx + rax]
+    mov rcx, [rcx + rax + 8]
+    {say(" {rdx:d}+{rcx:d}")}
+    shl rcx, 48
+    shl rdx, 32
+    or r13, rcx
+    or r13, rdx
+    jmp grant_write
+grant_transitive:                       # another domain's grant, or one of its own
+    call pick_number
+    shl rax, 32
+    or r13, rax
+    call pick_reference
+    mov r12, rax
+grant_write:
+    mov rdi, rbx
+    jmp write_grant
 
 operation_grant_map:
     {say("gm")}
@@ -118,6 +172,12 @@ operation_grant_map:
     shl rax, {ROW_SHIFT}
     lea rbx, [rip + mappings]
     add rbx, rax
+    cmp qword ptr [rbx], {NO_HANDLE}
+    je grant_map_new
+    {chance(4, "grant_map_new")}
+    mov rdi, rbx                        # let go of what was mapped there
+    call release_row
+grant_map_new:
     {choose("grant_map_flags")}
     mov r12, rax
     {say(" {rax:x}")}

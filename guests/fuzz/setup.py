@@ -150,6 +150,7 @@ next_reserve:                           # unmap the reserve and give it back
     jb next_reserve
     and qword ptr [rip + kernel_entry], {~TOUCHED}
     call setup_grants
+    call setup_second
     mov rdi, [rip + start_info_address]     # what it holds is the machine's: the tests can read the page
     xor eax, eax
     mov ecx, 512
@@ -163,7 +164,8 @@ next_operation:
     push rbp
     {draw("operations_count")}
     lea rcx, [rip + operations]
-    call qword ptr [rcx + rax*8]
+    mov rax, [rcx + rax*8]
+    call run_operation
     pop rbp
     {line("")}
     inc rbp

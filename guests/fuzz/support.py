@@ -15,6 +15,8 @@ from guests.macros import hypercall, load, say, text
 _labels = count()
 
 
+KERNEL_CS: Final = 0xE030
+"""What a frame shows, and takes, for 64-bit code in the kernel (FLAT_KERNEL_CS with privilege level 0)."""
 TOUCHED: Final = 0x60
 """Accessed and dirty."""
 
@@ -310,7 +312,9 @@ trap_known:
     mov [rip + fault_vector], rax
     mov rax, [rdi + {runtime.frame("error")}]
     mov [rip + fault_error], rax
-    mov rax, [rip + shared_page + vcpu_info.arch.cr2]
+    lea rax, [rip + shared_page]
+    add rax, [rip + current_info]
+    mov rax, [rax + vcpu_info.arch.cr2]
     mov [rip + fault_address], rax
     mov qword ptr [rip + faulted], 1
     mov rax, [rip + recover]
@@ -318,6 +322,8 @@ trap_known:
     mov rax, [rip + recover_stack]
     mov [rdi + {runtime.frame("rsp")}], rax
     and qword ptr [rdi + {runtime.frame("rflags")}], -0x501     # neither TF nor DF
+    mov qword ptr [rdi + {runtime.frame("cs")}], {KERNEL_CS}        # when it came from user mode, too
+    mov qword ptr [rdi + {runtime.frame("ss")}], FLAT_KERNEL_SS
     ret
 
 put_fault:                              # rdi = address meant: print the fault, a page fault with the distance
@@ -391,7 +397,8 @@ fault_address: .quad 0
 plain_op: .zero 24
 done_count: .quad 0
 store_target: .quad 0
-everyone: .quad 1
+everyone: .quad 3
+current_info: .quad 0                   # where in the shared page the running vCPU's vcpu_info lies
 """
 
 DATA: Final = (

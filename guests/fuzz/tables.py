@@ -125,8 +125,18 @@ ASSISTS: Final = (2, 2, 2, 2, 2, 0, 1, 3, 4, 5, 32, 6, 31, 33, 63, 64)
 
 # ---- grants ----------------------------------------------------------------------------------------------
 
-GRANT_ENTRY_FLAGS: Final = (1, 1, 1, 1, 1, 1, 5, 5, 0, 2, 3, 9, 0x11, 0x21, 0x101, 0x201)
-"""Permit access, read-only, transfers, and flags that are Xen's or another version's."""
+GRANT_ENTRY_FLAGS: Final = (
+    1, 1, 1, 1, 1, 1, 5, 5, 0, 2, 3, 3, 7, 9, 0x11, 0x21, 0x101, 0x101, 0x105, 0x103, 0x201,
+)
+"""Permit access, read-only, transfers, another's grant, part of a page, and flags that are Xen's or another
+version's."""
+PARTS: Final = (0, 4096, 0, 16, 8, 8, 24, 64, 4095, 1, 4096, 0, 4000, 200, 0, 0, 16, 0xFFFF)
+"""Parts of a page: first byte, length."""
+VERSIONS: Final = (1, 1, 1, 2, 2, 2, 2, 0, 3)
+TRANSFER_FLAGS: Final = (2, 2, 2, 1, 6, 0x102)
+FLUSH_OFFSETS: Final = (0, 0, 64, 4032, 4096, 4097)
+FLUSH_COMMANDS: Final = (1, 1, 2, 3, 0, 4, 0x8000_0001)
+UNKNOWN_CALLS: Final = (50, 63, 64, 1000, 1 << 32 | 17)
 GRANT_MAP_FLAGS: Final = (2, 2, 2, 6, 6, 1, 3, 7, 0, 0x12, 0x12, 0x16, 0x16, 0x13, 0xA, 0x1_0002,
                           0x10, 0x8000_0002)
 """Host and device maps, read-only, by address and by entry, with flags a guest may and may not give."""
@@ -146,6 +156,8 @@ TABLES: Final[dict[str, tuple[int, ...]]] = {
     "flushes": FLUSHES, "extended": EXTENDED, "descriptors": DESCRIPTORS, "gdt_lengths": GDT_ENTRIES,
     "selectors": SELECTORS, "stacks": STACKS, "assists": ASSISTS,
     "grant_entry_flags": GRANT_ENTRY_FLAGS, "grant_map_flags": GRANT_MAP_FLAGS,
+    "versions": VERSIONS, "transfer_flags": TRANSFER_FLAGS, "flush_offsets": FLUSH_OFFSETS,
+    "flush_commands": FLUSH_COMMANDS, "unknown_calls": UNKNOWN_CALLS, "parts": PARTS,
     "copy_lengths": COPY_LENGTHS, "copy_flags": COPY_FLAGS,
     "addressed": tuple(value for pair in ADDRESSED for value in pair),
 }

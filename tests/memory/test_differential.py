@@ -9,12 +9,14 @@ from functools import cache
 
 import pytest
 
+import guests
 from tools.oracle import missing, mmufuzz
 from xenpy.system import Reason, System
 
 WITHIN_S = 60.0
 MACHINE_MIB = 1024
 """As the machine the answers are from: no memory where the guest expects a device."""
+VCPUS = guests.GUESTS["mmufuzz"].vcpus
 FRESH = range(len(mmufuzz.SEEDS), len(mmufuzz.SEEDS) + 10)
 """Seeds nobody recorded."""
 
@@ -26,7 +28,7 @@ def answers() -> dict[int, list[str]]:
 
 def console(seed: int) -> list[str]:
     with System(memory=MACHINE_MIB) as system:
-        domain = system.add_domain("builtin:mmufuzz", cmdline=mmufuzz.cmdline(seed))
+        domain = system.add_domain("builtin:mmufuzz", cmdline=mmufuzz.cmdline(seed), vcpus=VCPUS)
         outcome = system.run(within=WITHIN_S)
         assert outcome.reason is Reason.ENDED
         return domain.console.log.decode().splitlines()

@@ -39,7 +39,7 @@ def run(seeds: range = SEEDS) -> dict[int, Result]:
     """Run the guest on real Xen with each seed, all in one boot of a dom0. Raises OracleError."""
     guest = guests.GUESTS["mmufuzz"]
     image = guest.build()
-    jobs = {f"seed{seed}": domu.Job(image, cmdline(seed)) for seed in seeds}
+    jobs = {f"seed{seed}": domu.Job(image, cmdline(seed), guest.vcpus) for seed in seeds}
     results = domu.run(jobs, timeout=TIMEOUT_S)
     for name, result in results.items():
         if result.end is not End.POWEROFF or not result.console.endswith(guest.expected + "\n"):
