@@ -16,8 +16,7 @@ from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.memory.frames import FOREIGN, L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
 from firmware.memory.grant_copy import GrantCopy
 from firmware.memory.grant_ops import SLICE, GrantTableOps, variant_of
-from firmware.memory.grant_table import Active, GrantTable, Mapping
-from firmware.memory.heap import CACHE_TAG
+from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, NO_EXECUTE, PRESENT, RW, USER, adjust_l1
@@ -63,7 +62,7 @@ class Grants:
         """A domain's table; made when first needed. MemoryError when there is no frame for it."""
         table = self._tables.get(owner.id)
         if table is None:
-            table = self._tables[owner.id] = GrantTable(self._memory, self._types.heap, owner)
+            table = self._tables[owner.id] = GrantTable(self._memory, self._types.heap, owner, MAX_FRAMES)
         return table
 
     def seed(self, owner: MemoryOwner, ref: int, domid: int, mfn: int) -> None:
@@ -101,10 +100,8 @@ class Grants:
         cmd &= 0xFFFF_FFFF
         if count >> 31:
             return -EINVAL
-        if cmd & ~COMMAND_MASK:
-            if cmd & COMMAND_MASK != abi.GNTTABOP_cache_flush:
-                return -EINVAL
-            return self._own_table.cache_flush(vcpu, uop, count, cmd & ~COMMAND_MASK)
+        if cmd & ~COMMAND_MASK and cmd & COMMAND_MASK != abi.GNTTABOP_cache_flush:
+            return -EINVAL
         command = self._commands.get(cmd & COMMAND_MASK)
         return -ENOSYS if command is None else command(vcpu, uop, count)
 
@@ -331,8 +328,6 @@ class Grants:
             if not other:
                 return False
             moved = self._memory.q[other >> 3]
-            if moved & PRESENT and self._types.owners[(moved & ADDRESS) >> 12] == CACHE_TAG:
-                return False  # the cache knows by its place who maps a block
             self._memory.store64(other, 0)
         at = self._slot(vcpu, address, contains_pte)
         expected = self._entry(mfn, flags, vcpu.domain.pv32)
