@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware.abi import grant_table as abi
-from firmware.abi.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
+from firmware.abi.errno import EBUSY, EFAULT, EILSEQ, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from firmware.abi.xen import DOMID_SELF
 from firmware.hypercalls import CONTINUE, GuestFault
 from firmware.memory.grant_table import GrantTable
@@ -17,7 +17,6 @@ from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.types import PageTypes
 
 FRAME: Final = 4096
-MAX_VERSION: Final = 2
 SLICE: Final = 256
 """Operations done before a call is restarted."""
 
@@ -44,7 +43,7 @@ class GrantTableOps:
             abi.GNTTABOP_set_version: self._set_version,
             abi.GNTTABOP_get_version: self._get_version,
             abi.GNTTABOP_get_status_frames: self._get_status_frames,
-            abi.GNTTABOP_cache_flush: self._cache_flush,
+            abi.GNTTABOP_cache_flush: self.cache_flush,
         }
 
     def any_domain(self, vcpu: VCpu, domid: int) -> Domain | None:
@@ -123,9 +122,9 @@ class GrantTableOps:
         version = vcpu.space.unpack(uop, variant).version
         if version not in (1, 2):
             return -EINVAL
-        if version > MAX_VERSION:
-            return -ENOSYS
         table = self._table(vcpu.domain.memory)
+        if version > table.owner.grants.version:
+            return -ENOSYS
         rc = 0
         if version != table.version:
             if any(ref >= abi.GNTTAB_NR_RESERVED_ENTRIES for ref in table.active):
@@ -158,28 +157,43 @@ class GrantTableOps:
             table.swap(first, second)
         return {"status": abi.GNTST_okay}
 
-    def _cache_flush(self, vcpu: VCpu, uop: int, count: int) -> int:
-        """Caches are coherent here: only the arguments are judged."""
+    def cache_flush(self, vcpu: VCpu, uop: int, count: int, first: int = 0) -> int:
+        """Caches are coherent here: only the arguments are judged. From entry `first` on of another domain's
+        table a grant is looked for, as a call says that was interrupted while it looked.
+        """
         variant = variant_of(vcpu, abi.gnttab_cache_flush)
+        if not vcpu.space.allowed(uop, count * variant.size):
+            return -EFAULT
         for index in range(min(count, SLICE)):
-            rc = self._flush_one(vcpu, vcpu.space.unpack(uop + index * variant.size, variant))
+            rc = self._flush_one(vcpu, vcpu.space.unpack(uop + index * variant.size, variant), first)
             if rc:
                 return rc
+            first = 0
         if count > SLICE:
             vcpu.restart(abi.GNTTABOP_cache_flush, uop + SLICE * variant.size, count - SLICE)
             return CONTINUE
         return 0
 
-    def _flush_one(self, vcpu: VCpu, request: Any) -> int:
+    def _flush_one(self, vcpu: VCpu, request: Any, first: int) -> int:
         if request.offset + request.length > FRAME or request.offset >= FRAME:
             return -EINVAL
         if request.op & ~(abi.GNTTAB_CACHE_CLEAN | abi.GNTTAB_CACHE_INVAL):
             return -EINVAL
         if not request.length or not request.op:
-            return 0
+            return -EILSEQ if first else 0
         mfn = request.a >> 12
         if mfn >= self._types.frames.size:
             return -EINVAL
-        if self._types.owners[mfn] != vcpu.domain.memory.tag:
+        owner = self._types.owner_of(mfn)
+        if owner is None:
             return -EPERM
+        if owner is not vcpu.domain.memory and not self._maps(vcpu, owner, mfn, first):
+            return -EINVAL
         return -EOPNOTSUPP if request.op == abi.GNTTAB_CACHE_INVAL else 0
+
+    def _maps(self, vcpu: VCpu, owner: MemoryOwner, mfn: int, first: int) -> bool:
+        """Whether the caller uses a grant of that frame, entry `first` or later (grant_map_exists)."""
+        return any(
+            ref >= first and active.mfn == mfn and active.domid == vcpu.domain.id
+            for ref, active in self._table(owner).active.items()
+        )

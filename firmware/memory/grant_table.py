@@ -27,12 +27,8 @@ from firmware.abi.grant_table import (
 from firmware.memory.heap import FrameHeap
 from firmware.memory.owner import MachineMemory, MemoryOwner
 
-MAX_FRAMES: Final = 64
-"""max_grant_frames: what xl gives a domain."""
 HANDLES_IN_FRAME: Final = 256
 """MAPTRACK_PER_PAGE."""
-MAX_HANDLES: Final = 1024 * HANDLES_IN_FRAME
-"""max_maptrack_frames times the handles in a frame."""
 V1_ENTRIES: Final = 512
 V2_ENTRIES: Final = 256
 STATUS_ENTRIES: Final = 2048
@@ -103,6 +99,7 @@ class GrantTable:
     __slots__ = (
         "_free",
         "_heap",
+        "_max_handles",
         "_memory",
         "abandoned",
         "active",
@@ -114,13 +111,12 @@ class GrantTable:
         "version",
     )
 
-    def __init__(
-        self, memory: MachineMemory, heap: FrameHeap, owner: MemoryOwner, max_frames: int = MAX_FRAMES
-    ) -> None:
+    def __init__(self, memory: MachineMemory, heap: FrameHeap, owner: MemoryOwner) -> None:
         self._memory = memory
         self._heap = heap
         self.owner = owner
-        self.max_frames = max_frames
+        self.max_frames = owner.grants.frames
+        self._max_handles = owner.grants.maptrack_frames * HANDLES_IN_FRAME
         self.version = 1
         self.abandoned = False
         self.frames: list[int] = []
@@ -303,7 +299,7 @@ class GrantTable:
         free, first = self._free, len(self.mappings)
         if len(free) > 1:  # the last one stays: what is given back goes behind it
             return free.popleft()
-        if first >= MAX_HANDLES:
+        if first >= self._max_handles:
             return None
         self.mappings.extend([None] * HANDLES_IN_FRAME)
         free.extendleft(range(first + HANDLES_IN_FRAME - 1, first, -1))

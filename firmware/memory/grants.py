@@ -16,7 +16,7 @@ from firmware.hypercalls import CONTINUE, HypercallTable
 from firmware.memory.frames import FOREIGN, L1_TABLE, ONE, VALID_MASK, VALIDATED, WRITABLE
 from firmware.memory.grant_copy import GrantCopy
 from firmware.memory.grant_ops import SLICE, GrantTableOps, variant_of
-from firmware.memory.grant_table import MAX_FRAMES, Active, GrantTable, Mapping
+from firmware.memory.grant_table import Active, GrantTable, Mapping
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, NO_EXECUTE, PRESENT, RW, USER, adjust_l1
@@ -62,7 +62,7 @@ class Grants:
         """A domain's table; made when first needed. MemoryError when there is no frame for it."""
         table = self._tables.get(owner.id)
         if table is None:
-            table = self._tables[owner.id] = GrantTable(self._memory, self._types.heap, owner, MAX_FRAMES)
+            table = self._tables[owner.id] = GrantTable(self._memory, self._types.heap, owner)
         return table
 
     def seed(self, owner: MemoryOwner, ref: int, domid: int, mfn: int) -> None:
@@ -100,8 +100,10 @@ class Grants:
         cmd &= 0xFFFF_FFFF
         if count >> 31:
             return -EINVAL
-        if cmd & ~COMMAND_MASK and cmd & COMMAND_MASK != abi.GNTTABOP_cache_flush:
-            return -EINVAL
+        if cmd & ~COMMAND_MASK:
+            if cmd & COMMAND_MASK != abi.GNTTABOP_cache_flush:
+                return -EINVAL
+            return self._own_table.cache_flush(vcpu, uop, count, cmd & ~COMMAND_MASK)
         command = self._commands.get(cmd & COMMAND_MASK)
         return -ENOSYS if command is None else command(vcpu, uop, count)
 

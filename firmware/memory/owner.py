@@ -5,6 +5,7 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ DOMID_IO: Final = 0x7FF1
 DOMID_XEN: Final = 0x7FF2
 DOMID_COW: Final = 0x7FF3
 """Reserved domain ids (xen.h); here owners of frames, before any domain exists."""
+
+
+MAX_GRANT_FRAMES: Final = 64
+MAX_MAPTRACK_FRAMES: Final = 1024
+MAX_GRANT_VERSION: Final = 2
+"""What Xen allows every domain when its command line says nothing (gnttab_max_frames,
+gnttab_max_maptrack_frames and gnttab=max-ver of xen-command-line).
+"""
 
 
 class MachineMemory(Protocol):
@@ -52,6 +61,33 @@ class Core(Protocol):
     def load(self, state: bytes) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class GrantLimits:
+    """What a domain's grant table may grow to, as its creator says (XEN_DOMCTL_createdomain; the keys
+    `max_grant_frames`, `max_maptrack_frames` and `max_grant_version` of xl.cfg). ValueError for what Xen
+    refuses.
+    """
+
+    frames: int = MAX_GRANT_FRAMES
+    """Frames of the table, at least 1."""
+    maptrack_frames: int = MAX_MAPTRACK_FRAMES
+    """Frames that record mappings of other domains' grants, 256 each; 0: it can map none."""
+    version: int = MAX_GRANT_VERSION
+    """The highest layout."""
+
+    def __post_init__(self) -> None:
+        for name, value, lowest, highest in (
+            ("max_grant_frames", self.frames, 1, MAX_GRANT_FRAMES),
+            ("max_maptrack_frames", self.maptrack_frames, 0, MAX_MAPTRACK_FRAMES),
+            ("max_grant_version", self.version, 1, MAX_GRANT_VERSION),
+        ):
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name} is {lowest} to {highest}, not {value}")
+
+
+DEFAULT_GRANTS: Final = GrantLimits()
+
+
 class MemoryOwner:
     """A domain as the owner of frames: its tag in the frame table, its allowance, and the cores it may have
     touched.
@@ -62,6 +98,7 @@ class MemoryOwner:
         "cores",
         "dying",
         "generation",
+        "grants",
         "id",
         "m2p_strict",
         "maximum",
@@ -73,7 +110,15 @@ class MemoryOwner:
         "xen_pages",
     )
 
-    def __init__(self, domid: int, *, pv32: bool = False, maximum: int = 0, vcpus: int = 1) -> None:
+    def __init__(
+        self,
+        domid: int,
+        *,
+        pv32: bool = False,
+        maximum: int = 0,
+        vcpus: int = 1,
+        grants: GrantLimits = DEFAULT_GRANTS,
+    ) -> None:
         self.id = domid
         self.tag = domid + 1
         self.pv32 = pv32
@@ -81,6 +126,7 @@ class MemoryOwner:
         self.maximum = maximum
         self.xen_pages = 0
         self.vcpus = vcpus
+        self.grants = grants
         self.dying = False
         self.cores: list[Core] = []
         self.generation = 0

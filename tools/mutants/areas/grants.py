@@ -13,7 +13,7 @@ OPS: Final = "firmware/memory/grant_ops.py"
 
 AREA: Final = Area(
     "grants",
-    ("tests/memory/test_calls.py", "tests/memory/test_grant_rules.py"),
+    ("tests/memory/test_calls.py", "tests/memory/test_grant_rules.py", "tests/memory/test_grant_limits.py"),
     (
         Mutant(
             "map: a table's end",
@@ -291,11 +291,22 @@ AREA: Final = Area(
             "swap: not while in use", OPS, "if first in table.active or second in table.active:", "if False:"
         ),
         Mutant(
-            "cache_flush: one's own memory",
+            "cache_flush: some domain's memory",
             OPS,
-            "if self._types.owners[mfn] != vcpu.domain.memory.tag:\n            return -EPERM\n",
-            "pass\n",
+            "if owner is None:\n            return -EPERM\n        if owner",
+            "if owner and owner",
         ),
+        Mutant(
+            "cache_flush: another's memory",
+            OPS,
+            "if owner is not vcpu.domain.memory and not self._maps(vcpu, owner, mfn, first):",
+            "if False:",
+        ),
+        Mutant("cache_flush: of this domain", OPS, " and active.domid == vcpu.domain.id", ""),
+        Mutant("cache_flush: of this frame", OPS, "active.mfn == mfn and ", ""),
+        Mutant("set_version: the highest", OPS, "if version > table.owner.grants.version:", "if False:"),
+        Mutant("as many frames as its creator says", TABLE, "owner.grants.frames", "64"),
+        Mutant("as many handles as its creator says", TABLE, "owner.grants.maptrack_frames * ", "1024 * "),
         Mutant(
             "cache_flush: within a frame",
             OPS,
