@@ -40,8 +40,9 @@ SECOND_US: Final = 1_000_000
 class Account:
     """What is known of one vCPU; times in ns."""
 
-    __slots__ = ("awake", "deadline", "depleted", "full_period", "full_slice", "gave_way", "latency", "missed",
-                 "part", "period", "remain", "reserved", "since", "slice", "spared", "timer", "xtra", "yielded")
+    __slots__ = ("awake", "deadline", "depleted", "full_period", "full_slice", "gave_way", "latency",
+                 "missed", "part", "period", "remain", "reserved", "since", "slice", "spared", "timer",
+                 "xtra", "yielded")
 
     def __init__(self) -> None:
         self.full_period = self.full_slice = self.latency = 1

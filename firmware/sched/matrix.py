@@ -33,52 +33,69 @@ class Matrix:
         the first that has the room, else in a new one. False: no row could hold it; nothing has changed.
         """
         mine = self._row_of.get(gang)
-        old = self._members.get(gang, ())
+        old = set(self._members.get(gang, ()))
         for at in ([] if mine is None else [mine]) + [at for at in range(len(self.rows) + 1) if at != mine]:
             row = self.rows[at] if at < len(self.rows) else {}
+            if len(self.columns) - len(row) + (len(old) if at == mine else 0) < len(members):
+                continue
             free = [column for column in self.columns if column not in row or row[column] in old]
             places = match(members, free, row)
             if places is not None:
                 self._clear(gang)
-                if at == len(self.rows):
-                    self.rows.append({})
-                self.rows[at] = {**self.rows[at], **places}
-                self._row_of[gang] = at
                 self._members[gang] = list(members)
-                self._close_up()
+                self._sit(gang, at, places)
+                if mine is not None:
+                    self._close_up(mine)
                 return True
         return False
 
     def remove(self, gang: Gang) -> None:
         """The gang goes; the others close up."""
         self._clear(gang)
-        del self._row_of[gang], self._members[gang]
-        self._close_up()
+        at = self._row_of.pop(gang)
+        del self._members[gang]
+        self._close_up(at)
+
+    def _sit(self, gang: Gang, at: int, places: Row) -> None:
+        if at == len(self.rows):
+            self.rows.append({})
+        self.rows[at] = {**self.rows[at], **places}
+        self._row_of[gang] = at
+        for column, vcpu in places.items():
+            self.seats[vcpu] = at, column
 
     def _clear(self, gang: Gang) -> None:
         at = self._row_of.get(gang)
         if at is not None:
-            members = self._members[gang]
+            members = set(self._members[gang])
             self.rows[at] = {column: vcpu for column, vcpu in self.rows[at].items() if vcpu not in members}
+            for vcpu in members:
+                del self.seats[vcpu]
 
-    def _close_up(self) -> None:
-        """Move what the last rows hold into earlier ones where it fits; drop empty rows."""
-        for gang, at in sorted(self._row_of.items(), key=lambda item: -item[1]):
-            for earlier in range(at):
-                row = self.rows[earlier]
-                free = [column for column in self.columns if column not in row]
-                places = match(self._members[gang], free, self.rows[at])
-                if places is not None:
-                    self._clear(gang)
-                    self.rows[earlier] = {**row, **places}
-                    self._row_of[gang] = earlier
-                    break
-        kept = [at for at, row in enumerate(self.rows) if row]
-        if len(kept) < len(self.rows):
+    def _close_up(self, roomier: int) -> None:
+        """A row has more room: move what the last rows hold into it where it fits, which makes room there in
+        turn; drop empty rows.
+        """
+        pending = {roomier}
+        while pending:
+            into = min(pending)
+            pending.remove(into)
+            later = [(at, order, gang) for order, (gang, at) in enumerate(self._row_of.items()) if at > into]
+            for at, _, gang in sorted(later, reverse=True) if self.rows[into] else ():
+                members, row = self._members[gang], self.rows[into]
+                if len(self.columns) - len(row) >= len(members):
+                    places = match(members, [column for column in self.columns if column not in row],
+                                   self.rows[at])
+                    if places is not None:
+                        self._clear(gang)
+                        self._sit(gang, into, places)
+                        pending.add(at)
+        if not all(self.rows):
+            kept = [at for at, row in enumerate(self.rows) if row]
             new = {at: number for number, at in enumerate(kept)}
             self.rows = [self.rows[at] for at in kept]
             self._row_of = {gang: new[at] for gang, at in self._row_of.items()}
-        self.seats = {vcpu: (at, column) for at, row in enumerate(self.rows) for column, vcpu in row.items()}
+            self.seats = {vcpu: (new[at], column) for vcpu, (at, column) in self.seats.items()}
 
     @property
     def fragmentation(self) -> float:
