@@ -28,7 +28,7 @@ from firmware.hypercalls import HypercallTable
 from firmware.memory.floor import MemoryFloor
 from firmware.memory.guest import GuestSpace
 from firmware.memory.native import NativeUpdates
-from firmware.memory.owner import MemoryOwner
+from firmware.memory.owner import DEFAULT_GRANTS, GrantLimits, MemoryOwner
 from firmware.multicall import Multicall
 from firmware.platform import Platform
 from firmware.sched import policies  # noqa: F401  registers them
@@ -83,6 +83,8 @@ class DomainConfig:
     vcpus: int = 1
     cmdline: bytes = b""
     ramdisk: bytes | None = None
+    grants: GrantLimits = DEFAULT_GRANTS
+    """What its grant table may grow to."""
     disks: tuple[VirtualDisk, ...] = ()
     scheduling: Scheduling = ANYWHERE
 
@@ -215,7 +217,9 @@ class Hypervisor:
         domain = Domain(
             number, config.name, pv32=pv32, handle=bytes.fromhex(uuid.replace("-", "")), image=config.image
         )
-        owner = MemoryOwner(number, pv32=pv32, maximum=pages, vcpus=config.vcpus)
+        owner = MemoryOwner(
+            number, pv32=pv32, maximum=pages, vcpus=config.vcpus, grants=config.grants
+        )
         domain.memory = owner
         memory = self.memory
         memory.add_domain(domain)
