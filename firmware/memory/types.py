@@ -375,7 +375,7 @@ class PageTypes:
 
     def put_page_from_l1(self, entry: int) -> None:
         """Drop what an L1 entry held (put_page_from_l1e). An LDT page that nothing shows any more stays: real
-        Xen 4.17 was seen to keep it.
+        Xen 4.17 was seen to keep it, as it is not built to page LDTs out (CONFIG_PV_LDT_PAGING).
         """
         if entry & PRESENT:
             mfn = (entry & ADDRESS) >> 12

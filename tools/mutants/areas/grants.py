@@ -251,8 +251,8 @@ AREA: Final = Area(
         Mutant(
             "copy: one step through other domains",
             COPY,
-            "if depth or remote is None or flags & abi.GTF_sub_page:",
-            "if remote is None or flags & abi.GTF_sub_page:",
+            "if depth or remote is None or remote.memory is table.owner",
+            "if remote is None or remote.memory is table.owner",
         ),
         Mutant(
             "setup_table: one's own",
