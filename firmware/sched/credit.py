@@ -5,6 +5,9 @@ much of a logical CPU it may use even when there is. Time is paid for in credit.
 goes before who is OVER; who wakes with some is in front of both for a tick (BOOST). A logical CPU takes a
 vCPU with credit off another's queue before it runs one without.
 
+A turn ends with the credit, but not before the rate limit has passed; where nobody has credit it is a slice
+at most. So `ratelimit_us` says how short turns get when many share a CPU.
+
 Credit is counted in ns, not in tenths of a ms. Every 30 ms as much is dealt out, by weight, as has been
 used, so weights hold however many sleep; who could not use more has theirs given to the others. There is
 no global tick: a logical CPU that runs somebody decides again after a tick at the latest.
@@ -345,12 +348,16 @@ class Credit(PerCpu):
         account = self._accounts[chosen]
         vcpu, since, until = self._turn.get(core, (None, now, now))
         if vcpu is not chosen or now >= until:
+            if vcpu is not chosen:
+                since = now
             until = now + self._tslice
-            self._turn[core] = chosen, since if vcpu is chosen else now, until
+            self._turn[core] = chosen, since, until
         granted = min(until - now, self._tick)
         if self.waiting:
             enough = account.credit if account.credit > 0 else self._next - now
             granted = min(granted, max(enough, self._least))
+            if since < now < since + self._limit_ns:
+                granted = min(granted, since + self._limit_ns - now)
         if self._caps:
             quota = self._caps.reserve(chosen, now)
             if quota is not None:

@@ -306,7 +306,9 @@ class Credit2(Policy):
         chosen = self._meant.pop(core, None)
         if chosen is not None:
             chosen.meant = None
-        if current is not None:
+        if current is None:
+            self._turn.pop(core, None)
+        else:
             chosen = self._after(core, now, self._units[current])
         while True:
             if chosen is None and group.queue:
@@ -314,7 +316,6 @@ class Credit2(Policy):
             if chosen is None:
                 chosen = self._steal(core)
                 if chosen is None:
-                    self._turn.pop(core, None)
                     return None
             granted = self._granted(core, now, group, chosen)
             if granted:
@@ -376,6 +377,8 @@ class Credit2(Policy):
         turn = self._turn.get(core)
         if turn is None or turn[0] is not unit:
             self._turn[core] = unit, now
+        elif head is not None and now < turn[1] + self._limit:
+            return min(granted, turn[1] + self._limit - now)
         return granted
 
     # -- other groups

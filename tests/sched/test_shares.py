@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from firmware.sched.credit import BOOST, OVER, Credit
 from firmware.sched.parameters import ParameterError, Value
+from firmware.sched.scheduler import SwitchCosts
 from tests.sched.watching import MS, SECOND, US
 from tools.schedsim import FOREVER, Command, Run, Simulator, Sleep, Task
 from tools.schedsim.workloads import hog, job, random_mix, sleeper, yielder
@@ -221,6 +222,22 @@ class TestCredit:
                      if run.vcpu.domain.id == 1 and run.end < 490 * MS]
             assert min(turns) >= limit * US
             assert min(turns) <= limit * US + 1_000 * US
+
+    def test_one_that_is_mostly_idle_among_many_that_are_busy(self) -> None:
+        """The longer the turns of 128 others, the longer it waits, and the less is lost in switches."""
+        waited, lost = [], []
+        for turn in (1_000, 5_000, 20_000):
+            simulator = Simulator("1x1x1", "credit", {"ratelimit_us": turn},
+                                  costs=SwitchCosts(20 * US, (0, 0, 0, 0)))
+            tasks = [simulator.domain([hog])[0] for _ in range(128)]
+            idler = simulator.domain([sleeper(100 * US, 100 * MS, 0.5)])[0]
+            simulator.run(4 * SECOND)
+            waited.append(sum(idler.latencies) / len(idler.latencies))
+            lost.append(4 * SECOND - sum(task.work for task in [*tasks, idler]))
+            ordered = sorted(idler.latencies)
+            assert ordered[len(ordered) * 9 // 10] <= turn * US + 2 * MS
+        assert waited[0] < waited[1] < waited[2]
+        assert lost[0] > 3 * lost[1] > 6 * lost[2]
 
     def test_a_boost_ends_after_a_tick_and_with_the_credit(self) -> None:
         simulator = Simulator("1x1x1", "credit")
