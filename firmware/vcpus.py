@@ -10,7 +10,7 @@ from firmware.abi import vcpu as vcpu_abi
 from firmware.domain.context import Contexts
 from firmware.domain.domain import Domain
 from firmware.domain.vcpu import PAUSE_DOWN, VCpu
-from firmware.hypercalls import GuestFault, HypercallTable
+from firmware.hypercalls import CONTINUE, GuestFault, HypercallTable
 from firmware.sched.scheduler import Scheduler
 from firmware.timers import Timers
 from machine.memory import MachineMemory
@@ -102,7 +102,11 @@ class VCpuOps:
         context = vcpu.space.unpack(argument, layout)
         if target.initialised:
             return -errno.EEXIST
-        return self._contexts.initialise(target, context)
+        result = self._contexts.initialise(target, context)
+        if result == -errno.ERESTART:
+            vcpu.restart(vcpu_abi.VCPUOP_initialise, target.id, argument)
+            return CONTINUE
+        return result
 
     def _up(self, _vcpu: VCpu, target: VCpu, _argument: int) -> int:
         if not target.initialised:

@@ -153,10 +153,12 @@ class Contexts:
         self._segments = segments
         self._roots = roots
         self._debug = debug
+        self._begun: dict[VCpu, int] = {}
+        """The kernel roots taken for vCPUs whose user root is still being checked."""
 
     def initialise(self, vcpu: VCpu, context: Any) -> int:
-        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0 or a negative
-        errno.
+        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0, a negative errno,
+        or -ERESTART: checking its roots takes longer, and the same call goes on with it.
         """
         pv32 = vcpu.domain.pv32
         problem = self._check(context, pv32)
@@ -246,13 +248,21 @@ class Contexts:
     def _take_roots(self, vcpu: VCpu, context: Any, pv32: bool) -> int:
         cr3 = context.ctrlreg[3]
         mfn = (cr3 >> 12 & 0xFFFFF | (cr3 & 0xFFF) << 20) if pv32 else cr3 >> 12
-        result = self._roots.take_root(vcpu, mfn, kernel=True)
-        if result:
-            return result
-        vcpu.kernel_root = mfn
+        begun = self._begun.pop(vcpu, None)
+        if begun is not None and begun != mfn:
+            self._roots.give_root(begun)  # of a call that was interrupted and not gone on with
+            vcpu.kernel_root = 0
+        if begun != mfn:
+            result = self._roots.take_root(vcpu, mfn, kernel=True)
+            if result:
+                return result
+            vcpu.kernel_root = mfn
         if not pv32 and context.ctrlreg[1]:
             user = context.ctrlreg[1] >> 12
             result = self._roots.take_root(vcpu, user, kernel=False)
+            if result == -errno.ERESTART:
+                self._begun[vcpu] = mfn
+                return result
             if result:
                 self._roots.give_root(mfn)
                 vcpu.kernel_root = 0

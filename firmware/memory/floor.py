@@ -98,11 +98,12 @@ class MemoryFloor:
     # --- what contexts need (firmware.domain.context.Roots) -------------------------------------------------
 
     def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int:
-        """Reference and type of a vCPU's kernel or user root: 0 or a negative errno. Only the right ones see
-        the M2P.
+        """Reference and type of a vCPU's kernel or user root: 0, a negative errno, or -ERESTART, and the same
+        call goes on. Only the right ones see the M2P.
         """
         owner = vcpu.domain.memory
-        result = self.types.take_whole(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)
+        kind = L3_TABLE if owner.pv32 else L4_TABLE
+        result = self.types.take_table(mfn, owner, kind, self.types.step)
         if not result and not owner.pv32:
             if kernel and not owner.m2p_strict:
                 self.slots.show_m2p(mfn << 12)

@@ -325,12 +325,13 @@ class PageTypes:
         if self.put_page_and_type(mfn, parent):
             self.old = mfn
 
-    def take_whole(self, mfn: int, owner: MemoryOwner, kind: int) -> int:
-        """`get_page_and_type` without interruption, for callers that cannot go on later; 0 or a negative
-        errno.
+    def take_table(self, mfn: int, owner: MemoryOwner, kind: int, work: int = UNLIMITED) -> int:
+        """`get_page_and_type` for callers that are no page-table calls: what fails is taken apart at once. 0, a
+        negative errno, or, when `work` did not suffice, INTERRUPTED.
         """
-        self.work = UNLIMITED
+        self.work = work
         failure = self.get_page_and_type(mfn, owner, kind)
+        self.work = UNLIMITED
         old, self.old = self.old, 0
         if old:
             self.put_partial(old)
@@ -419,7 +420,7 @@ class PageTypes:
 
     def pin_root(self, mfn: int, owner: MemoryOwner) -> int:
         """Pin the root the builder made: an L4 table, or a PAE guest's L3 table. 0 or a negative errno."""
-        failure = self.take_whole(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
+        failure = self.take_table(mfn, owner, L4_TABLE - 1 if owner.pv32 else L4_TABLE)
         if not failure:
             self.types[mfn] |= PINNED
         return failure

@@ -8,9 +8,10 @@ import pytest
 
 from firmware.abi import arch_x86, sched, xen
 from firmware.abi import vcpu as abi
-from firmware.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, ENXIO
+from firmware.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, ENXIO, ERESTART
 from firmware.domain.context import Contexts
 from firmware.domain.vcpu import PAUSE_DOWN, VCpu
+from firmware.hypercalls import CONTINUE
 from firmware.traps.debug import DebugRegisters
 from firmware.traps.segments import Segments
 from firmware.vcpus import VCpuOps
@@ -19,7 +20,7 @@ from machine.registers import CS, FS_BASE, GS_BASE, RAX, RIP, RSP, SEG_SELECTOR
 from tests.firmware.test_bounce import Tables
 from tests.firmware.world import BAD_POINTERS, BASE, HOLE, NON_CANONICAL, XEN_ADDRESS, World, core_of
 
-ROOT, USER_ROOT, BAD_ROOT, GDT = 100, 101, 102, 103
+ROOT, USER_ROOT, BAD_ROOT, GDT, OTHER_ROOT = 100, 101, 102, 103, 104
 INFO_FRAME = 2000
 
 
@@ -28,11 +29,16 @@ class Roots:
 
     def __init__(self) -> None:
         self.taken: list[int] = []
+        self.steps: dict[int, int] = {}
+        """By root: how often the check is interrupted."""
         self.gdts: list[tuple[list[int], int]] = []
 
     def take_root(self, vcpu: VCpu, mfn: int, *, kernel: bool) -> int:
         if mfn == BAD_ROOT:
             return -EINVAL
+        if self.steps.get(mfn):
+            self.steps[mfn] -= 1
+            return -ERESTART
         self.taken.append(mfn)
         return 0
 
@@ -141,6 +147,30 @@ class TestInitialise:
         assert setting.roots.taken == []
         assert setting.op(abi.VCPUOP_up) == -EINVAL
         assert setting.initialise() == 0
+
+    def test_roots_that_take_long_are_taken_once(self, setting: Setting) -> None:
+        setting.roots.steps = {ROOT: 2, USER_ROOT: 3}
+        assert setting.initialise(ctrlreg=(0, USER_ROOT << 12, 0, ROOT << 12, 0, 0, 0, 0)) == 0
+        assert setting.roots.steps == {ROOT: 0, USER_ROOT: 0}
+        assert setting.roots.taken == [ROOT, USER_ROOT]
+        assert setting.target.initialised
+
+    def test_other_roots_than_those_begun_with(self, setting: Setting) -> None:
+        """The call is not gone on with: another one, with other roots, gives back what the first took."""
+        setting.roots.steps = {USER_ROOT: 1}
+        setting.world.calls.call = lambda vcpu, number, arguments: 0  # type: ignore[method-assign]
+        setting.initialise(ctrlreg=(0, USER_ROOT << 12, 0, ROOT << 12, 0, 0, 0, 0))
+        del setting.world.calls.call
+        argument = BASE + 0x10000
+        assert setting.world.calls.call(setting.caller, 24, (abi.VCPUOP_initialise, 1, argument)) == CONTINUE
+        assert setting.caller.restarted == (abi.VCPUOP_initialise, 1, argument)
+        setting.caller.restarted = None
+        assert setting.roots.taken == [ROOT]
+        assert not setting.target.initialised
+        other = (0, 0, 0, OTHER_ROOT << 12, 0, 0, 0, 0)
+        assert setting.initialise(ctrlreg=other) == 0
+        assert setting.roots.taken == [OTHER_ROOT]
+        assert setting.target.kernel_root == OTHER_ROOT
 
     def test_who_cannot_be(self, setting: Setting) -> None:
         assert setting.op(abi.VCPUOP_initialise, 39, BASE) == -EINVAL, "it has no vcpu_info"

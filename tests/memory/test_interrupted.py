@@ -280,6 +280,27 @@ def test_a_write_to_cr3_that_is_refused_is_not_tried_again(forest: Forest) -> No
     assert forest.gone()
 
 
+def test_a_new_vcpus_root_is_checked_step_by_step(forest: Forest) -> None:
+    types, owner = forest.world.types, forest.domain.memory
+    answers = []
+    while not answers or answers[-1] == page_types.INTERRUPTED:
+        answers.append(types.take_table(forest.l4, owner, L4_TABLE, 1))
+        forest.ledger.holds = [] if answers[-1] else [(forest.l4, None)]
+        if answers[-1]:
+            forest.holds()
+    assert answers[-1] == 0
+    assert len(answers) >= 7
+    types.give_up(forest.l4)
+    assert forest.gone()
+    forest.ledger.holds = []
+    forest.put(forest.l4, 9, NO_FRAME >> 12)
+    while types.take_table(forest.l4, owner, L4_TABLE, 1) == page_types.INTERRUPTED:
+        forest.holds()
+    assert forest.gone()
+    assert not types.unfinished
+    forest.holds()
+
+
 @pytest.mark.parametrize("slot", [3, 9])
 def test_an_entry_is_stored_when_its_table_has_been_checked(forest: Forest, slot: int) -> None:
     root = forest.domain.root

@@ -304,7 +304,7 @@ AREA: Final = Area(
         Mutant(
             "a new vCPU's root is held",
             FLOOR,
-            "result = self.types.take_whole(mfn, owner, L3_TABLE if owner.pv32 else L4_TABLE)",
+            "result = self.types.take_table(mfn, owner, kind, self.types.step)",
             "result = 0",
         ),
     ),

@@ -64,7 +64,7 @@ AREA: Final = Area(
             "what somebody else went on with is left alone",
             TYPES,
             "if not word & PARTIAL:\n            return 0\n",
-            "",
+            "pass\n",
         ),
         Mutant(
             "an entry keeps the reference to what is half checked",
