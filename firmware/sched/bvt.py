@@ -90,6 +90,8 @@ class BorrowedVirtualTime(PerCpu):
         """By logical CPU: up to when who runs there has been charged."""
         self._until = dict.fromkeys(pool.cores, 0)
         """By logical CPU: when the turn there is over."""
+        self._waking = False
+        """Whoever comes into a queue has just woken, and need not wait for the allowance."""
         self._probe = dict.fromkeys(pool.cores, 0)
         """By logical CPU: at whose queue it looks next."""
         super().__init__(pool, settings)
@@ -252,8 +254,10 @@ class BorrowedVirtualTime(PerCpu):
         account.rewarp = None
         account.warped = True
         if self.unqueue(vcpu):
+            self._waking = True
             self.push(vcpu, self.key(vcpu))
             self.contend(vcpu, self.home[vcpu], self.pool.now())
+            self._waking = False
 
     # -- running
 
@@ -265,7 +269,9 @@ class BorrowedVirtualTime(PerCpu):
             self._raise_svt(home, beside.avt + self._units(beside, now - self._since[home]))
         if account.avt < self._svt[home]:
             account.avt = self._svt[home]
+        self._waking = True
         self.enter(vcpu, now)
+        self._waking = False
 
     def contend(self, vcpu: VCpu, core: int, now: int) -> None:
         running = self.pool.running(core)
@@ -274,7 +280,9 @@ class BorrowedVirtualTime(PerCpu):
             return
         account = self._accounts[running]
         ahead = self._accounts[vcpu].evt - account.evt - self._units(account, now - self._since[core])
-        end = now if ahead < 0 else now + ahead // account.advance * self._mcu + self._allowance
+        end = now + ahead // account.advance * self._mcu + self._allowance
+        if ahead < 0 and (self._waking or end < now):
+            end = now
         if end < self._until[core]:
             self._until[core] = end
             self.pool.poke(core, end)

@@ -124,9 +124,9 @@ class Strict(Form):
         self._seat(here, now)
 
     def admit_share(self, vcpus: Sequence[VCpu], values: Mapping[str, Value]) -> None:
-        here = sum(vcpu in self._gang for vcpu in vcpus)
-        if values["gang"] and here > len(self.pool.cores):
-            raise self._refusal(here)
+        here = [vcpu for vcpu in vcpus if vcpu in self._gang]
+        if values["gang"] and len(here) > len(self.pool.cores) and not self.share_of(here[0])["gang"]:
+            raise self._refusal(len(here))
 
     def share_changed(self, vcpus: Sequence[VCpu], now: int) -> None:
         self._seat_anew(vcpus, now)
@@ -152,10 +152,12 @@ class Strict(Form):
         if not plans or self.pool.idle == self.pool.mask:
             self._start_over(rows, now)
         else:
+            start = 0
             if len(plans) > 1 and plans[-1].start > now + LEAD:
-                plans.pop()
+                start = plans.pop().start  # what is to come comes when it was to: change must not put it off
             last = plans[-1]
-            start = last.end(max(now, last.start)) + last.length
+            if not start:
+                start = last.end(max(now, last.start)) + last.length
             plans.append(Plan(start, self._length, self._in_turn(rows, last, start)))
             while len(plans) > 2 and plans[1].start + LEAD < now:
                 del plans[0]

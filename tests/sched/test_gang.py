@@ -145,6 +145,16 @@ def test_independent_work_loses_little_in_a_gang() -> None:
     assert relaxed < 1.05 * balance
 
 
+def test_rows_that_come_and_go_all_the_time_put_nobody_off() -> None:
+    """More single vCPUs than slots between two changes: each still has its turns."""
+    simulator = simulate("1x1x1", "strict", bare=True, seed=5)
+    steady, = simulator.domain([hog])
+    others = [simulator.domain([random_mix(4 * MS, 4 * MS)])[0] for _ in range(6)]
+    simulator.run(3 * SECOND)
+    assert min(task.work for task in others) > 100 * MS
+    assert steady.work > 3 * SECOND * 0.9 / 7
+
+
 def test_fragmentation_is_counted_and_alternates_use_it() -> None:
     used = []
     for alternate in (False, True):
