@@ -118,7 +118,7 @@ class Hypervisor:
         self.scheduling = SchedulerControl(self.scheduler)
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
-        self.disks = Disks(machine.memory, self.memory, self.store, log)
+        self.disks = Disks(machine.memory, machine.clock, self.memory, self.store, log)
         self._next_domain = 1
         frames = machine.memory.frames
         self._cpuid = {pv32: CpuidPolicy(pv32=pv32, frames=frames) for pv32 in (False, True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from firmware.disk import policies  # noqa: F401  registers them
 from firmware.disk.backend import BlockBackend
 from firmware.disk.scheduler import DiskScheduler
 from firmware.disk.vbd import VirtualDisk
@@ -12,9 +13,11 @@ from firmware.domain.domain import Domain
 from firmware.memory.backend_grants import BackendGrants
 from firmware.memory.floor import MemoryFloor
 from firmware.store import path as paths
+from firmware.store.errors import StoreError
 from firmware.store.permissions import NONE, READ, Permission
 from firmware.store.quota import KEEPER
 from firmware.store.store import Store
+from machine.clock import Clock
 from machine.disk import Disk
 from machine.memory import MachineMemory
 
@@ -29,9 +32,15 @@ class Disks:
     """The virtual disks of all domains, and the queue of each emulated disk."""
 
     def __init__(
-        self, memory: MachineMemory, floor: MemoryFloor, store: Store, log: Callable[[str], None]
+        self,
+        memory: MachineMemory,
+        clock: Clock,
+        floor: MemoryFloor,
+        store: Store,
+        log: Callable[[str], None],
     ) -> None:
         self._memory = memory
+        self._clock = clock
         self._floor = floor
         self._store = store
         self._log = log
@@ -39,10 +48,10 @@ class Disks:
         self._backends: dict[tuple[int, int], BlockBackend] = {}
 
     def scheduler(self, disk: Disk) -> DiskScheduler:
-        """The queue in front of an emulated disk."""
+        """The queue in front of an emulated disk. It stays when no domain uses the disk."""
         found = self._schedulers.get(disk)
         if found is None:
-            found = self._schedulers[disk] = DiskScheduler(disk)
+            found = self._schedulers[disk] = DiskScheduler(disk, self._clock)
         return found
 
     def of(self, domain: Domain) -> list[BlockBackend]:
@@ -118,13 +127,24 @@ class Disks:
         return BackendGrants(self._floor.grants, self._floor.types, domain.memory)
 
     def _gone(self, backend: BlockBackend) -> None:
-        """Its nodes go, and its disk's queue with the last user."""
+        """Its nodes go."""
         disk = backend.disk
         del self._backends[backend.domain.id, disk.number]
-        for place in (backend.phases.frontend, backend.phases.backend, self._libxl(backend)):
-            self._store.rm(place)
-        if not any(other.disk.disk is disk.disk for other in self._backends.values()):
-            self._schedulers.pop(disk.disk, None)
+        phases = backend.phases
+        self._remove(phases.frontend)
+        self._remove(self._libxl(backend))
+        for place in (phases.backend, phases.error):
+            self._remove(place)
+            self._remove(place.rpartition("/")[0], only_empty=True)
+
+    def _remove(self, place: str, *, only_empty: bool = False) -> None:
+        """Remove a directory, which may be gone already."""
+        try:
+            if not (only_empty and self._store.directory(place)):
+                self._store.rm(place)
+        except StoreError as error:
+            if error.name != "ENOENT":
+                raise
 
     @staticmethod
     def _libxl(backend: BlockBackend) -> str:

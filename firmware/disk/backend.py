@@ -11,12 +11,13 @@ from typing import Final, Protocol
 from firmware.abi import errno
 from firmware.abi.io_protocols import XEN_IO_PROTO_ABI_X86_64
 from firmware.disk.channel import Channel
+from firmware.disk.client import Client
 from firmware.disk.held import HeldGrants
 from firmware.disk.phases import ConnectError, Phases, number
 from firmware.disk.queue import RequestQueue, Statistics
 from firmware.disk.requests import DIALECTS, MOST_INDIRECT, Dialect
 from firmware.disk.ring import BackRing, RingOverflowError
-from firmware.disk.scheduler import Client, DiskScheduler
+from firmware.disk.scheduler import DiskScheduler
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.domain import Domain
 from firmware.memory.backend_grants import BackendGrants
@@ -77,7 +78,7 @@ class BlockBackend:
         self._store = store
         self._memory = memory
         self._scheduler = scheduler
-        self._client = Client(f"{domain.name} {disk.name}")
+        self._client = Client(f"{domain.name} {disk.name}", domain.id)
         self._grants = grants
         self._uses: BackendGrants | None = None
         self._on_gone = on_gone
@@ -253,8 +254,9 @@ class BlockBackend:
     # Between the rings and the disk
 
     def _serve(self, queue: RequestQueue) -> None:
+        before = queue.halted
         queue.serve()
-        if queue.halted:
+        if queue.halted != before:
             self._log(f"{self._client.name}: {queue.halted}, its ring is no longer served")
 
     def _submit(self, request: DiskRequest) -> None:

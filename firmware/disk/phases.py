@@ -114,6 +114,12 @@ class Phases:
         except StoreError:
             return False
 
+    @property
+    def error(self) -> str:
+        """The directory in which the store says what went wrong."""
+        place, _, name = self.backend.partition("/backend/")
+        return f"{place}/error/backend/{name}"
+
     def _switch(self, state: int) -> None:
         if state != self.state:
             self.state = state
@@ -162,6 +168,5 @@ class Phases:
 
     def _fail(self, error: ConnectError) -> None:
         """Say what is wrong where administrators look, and close (xenbus_dev_fatal)."""
-        place, _, name = self.backend.partition("/backend/")
-        self._store.write(f"{place}/error/backend/{name}/error", f"{error.errno} {error}")
+        self._store.write(f"{self.error}/error", f"{error.errno} {error}")
         self._switch(xenbus.XenbusStateClosing)

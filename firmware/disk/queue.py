@@ -245,7 +245,6 @@ class RequestQueue:
         held: list[Held] = []
         pieces: list[tuple[int, int]] = []
         take = self._held.take
-        end = -1
         for ref, first, last in segments:
             grant = take(ref, readonly=readonly)
             if grant is None:
@@ -253,13 +252,7 @@ class RequestQueue:
                 return None, ()
             held.append(grant)
             address = (grant.mfn << FRAME_SHIFT) + (first << SECTOR_SHIFT)
-            length = last - first + 1 << SECTOR_SHIFT
-            if address == end:
-                before, so_far = pieces[-1]
-                pieces[-1] = before, so_far + length
-            else:
-                pieces.append((address, length))
-            end = address + length
+            pieces.append((address, last - first + 1 << SECTOR_SHIFT))
         return held, tuple(pieces)
 
     def _discard(self, raw: bytes) -> None:

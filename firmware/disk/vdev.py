@@ -28,7 +28,7 @@ SCHEMES: Final = {"xvd": Scheme(1 << 20, 256), "hd": Scheme(4, 64), "sd": Scheme
 OLD_XVD: Final = Scheme(16, 16)
 """What the numbers below EXTENDED can say."""
 
-_NAMED: Final = re.compile(r"(xvd|hd|sd)([a-z]{1,4})([1-9][0-9]{0,2})?")
+_NAMED: Final = re.compile(r"(xvd|hd|sd)([a-z]{1,5})([1-9][0-9]{0,2})?")
 _COUNTED: Final = re.compile(r"d([0-9]{1,7})(?:p([0-9]{1,3}))?")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,9}|0x[0-9a-f]{1,8}")
 
