@@ -32,10 +32,13 @@ class GrantCopy:
         """One copy; the status to store."""
         source, dest, flags = request.source, request.dest, request.flags
         for end, flag in ((source, abi.GNTCOPY_source_gref), (dest, abi.GNTCOPY_dest_gref)):
-            if self._any_domain(vcpu, end.domid) is None:
+            known = self._any_domain(vcpu, end.domid) is not None
+            if not known and end.domid:
                 return {"status": abi.GNTST_bad_domain}
             if end.domid != DOMID_SELF and not flags & flag:
                 return {"status": abi.GNTST_permission_denied}
+            if not known:  # domain 0, which grants nothing
+                return {"status": abi.GNTST_bad_domain}
         held: list[Callable[[], object]] = []
         try:
             status, origin = self._claim_buffer(vcpu, source, flags & abi.GNTCOPY_source_gref, True, held)
