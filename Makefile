@@ -7,7 +7,7 @@ PLOTS  := $(VENV)/.plots
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
 
-.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench bench-disk soak mutants clean
+.PHONY: demo test lint types imports fetch fetch-if-possible pytest bench bench-sched bench-disk soak mutants clean
 
 demo: $(STAMP)
 	@$(BIN)/xenpy demo
@@ -43,6 +43,10 @@ mutants: $(STAMP)
 
 bench: $(STAMP) fetch
 	@$(RUN) -m tools.bench $(BENCH_ARGS)
+
+# CPU schedulers: fairness, latency, gangs, speed-up, cost; plots go to bench-plots.
+bench-sched: $(PLOTS) fetch
+	@$(RUN) -m tools.bench --only sched-sim --only sched-guests --only sched-cost --output bench-sched.json $(BENCH_ARGS)
 
 # Disk schedulers against each other; plots go to bench-plots.
 bench-disk: $(PLOTS) fetch

@@ -13,7 +13,18 @@ from typing import Final
 
 from rich.console import Console
 
-from tools.bench import boot, cost, determinism, disk_shares, memory, memory_loops, micro
+from tools.bench import (
+    boot,
+    cost,
+    determinism,
+    disk_shares,
+    memory,
+    memory_loops,
+    micro,
+    sched_cost,
+    sched_guests,
+    sched_sim,
+)
 from tools.bench.report import MIB, Report
 
 Say = Callable[[str], None]
@@ -108,7 +119,8 @@ def sameness(report: Report, rounds: int, say: Say) -> None:
 
 PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
     "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
-    "disk-shares": disk_shares.measure,
+    "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
+    "sched-guests": sched_guests.measure, "sched-cost": sched_cost.measure,
 }
 USUAL: Final = ("boot", "traps", "starts", "memory", "sameness")
 """What is measured when nothing is named."""
