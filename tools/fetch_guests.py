@@ -1,6 +1,7 @@
 """Fetches real guests into the cache: `python -m tools.fetch_guests [--force]`.
 
-GRUB's PV images, a Debian kernel with some of its modules, and busybox come from Debian's packages; the
+GRUB's PV images, a Debian kernel with some of its modules, busybox and xenstore-utils with what they are
+linked with come from Debian's packages; the
 uncompressed kernel and the initramfs are made from them here. Nothing is installed and no root is needed.
 What is there and intact stays.
 """
@@ -38,6 +39,15 @@ SOURCES: Final = (
         "grub-i386-xen.bin": r"usr/lib/grub-xen/grub-i386-xen\.bin",
     }),
     Source("busybox-static", {"busybox": r"(usr/)?bin/busybox"}),
+    Source("xenstore-utils", {"xenstore": r"usr/bin/xenstore"}),
+    Source("libxenstore4", {"libxenstore.so": r"usr/lib/x86_64-linux-gnu/libxenstore\.so\.4\.[0-9]+"}),
+    Source("libxentoolcore1", {
+        "libxentoolcore.so": r"usr/lib/x86_64-linux-gnu/libxentoolcore\.so\.1\.[0-9]+",
+    }),
+    Source("libc6", {
+        "libc.so": r"(usr/)?lib/x86_64-linux-gnu/libc\.so\.6",
+        "ld.so": r"(usr/)?lib/x86_64-linux-gnu/ld-linux-x86-64\.so\.2",
+    }),
     Source(KERNEL_META, {
         "vmlinuz": r"boot/vmlinuz-.*",
         **{f"{name}.ko": rf"(usr/)?lib/modules/.*/{name}\.ko(\.xz|\.zst)?" for name in initramfs.MODULES},
@@ -46,6 +56,7 @@ SOURCES: Final = (
 
 FILES: Final = (
     *(file for source in SOURCES for file in source.files), "vmlinux", *initramfs.INITS, initramfs.DISK,
+    initramfs.STORE,
 )
 """What the cache holds after a fetch."""
 
@@ -104,6 +115,8 @@ def _make(place: Path, manifest: dict[str, guests_cache.Fetched]) -> bool:
     archives = initramfs.build_all((place / "busybox").read_bytes())
     modules = {name: (place / f"{name}.ko").read_bytes() for name in initramfs.MODULES}
     archives[initramfs.DISK] = initramfs.build_disk((place / "busybox").read_bytes(), modules)
+    tools = {name: (place / name).read_bytes() for name in initramfs.STORE_FILES}
+    archives[initramfs.STORE] = initramfs.build_store((place / "busybox").read_bytes(), tools)
     for name, data in archives.items():
         entry = guests_cache.describe(data, busybox.package, busybox.version)
         if manifest.get(name) != entry or not guests_cache.intact(place / name, entry):

@@ -21,6 +21,20 @@ DISK: Final = "disk.cpio"
 MODULES: Final = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4", "xen-blkfront")
 """The drivers in it, in the order in which they are loaded."""
 
+STORE: Final = "store.cpio"
+"""The archive with Debian's xenstore-ls and its friends: the shell's, and what STORE_FILES says."""
+
+STORE_FILES: Final[dict[str, str]] = {
+    "xenstore": "bin/xenstore",
+    "libxenstore.so": "lib/x86_64-linux-gnu/libxenstore.so.4",
+    "libxentoolcore.so": "lib/x86_64-linux-gnu/libxentoolcore.so.1",
+    "libc.so": "lib/x86_64-linux-gnu/libc.so.6",
+    "ld.so": "lib64/ld-linux-x86-64.so.2",
+}
+"""The program they all are, and the libraries it is linked with: file in the cache -> its place."""
+
+STORE_COMMANDS: Final = ("chmod", "exists", "list", "ls", "read", "rm", "watch", "write")
+
 FIRST_APPLETS: Final = b"\0[\0[[\0"
 """How busybox's own list of its commands begins (applet_tables.h: names in order, each with a NUL)."""
 
@@ -62,3 +76,11 @@ def build_disk(busybox: bytes, modules: Mapping[str, bytes]) -> bytes:
     entries.append(cpio.file("modules/order", ("\n".join(MODULES) + "\n").encode()))
     entries += [cpio.file(f"modules/{name}.ko", modules[name]) for name in MODULES]
     return build(busybox, (WORKLOAD / "disk-init").read_bytes(), entries)
+
+
+def build_store(busybox: bytes, files: Mapping[str, bytes]) -> bytes:
+    """The archive STORE, with the files STORE_FILES by their names in the cache."""
+    entries = [cpio.directory(name) for name in ("lib", "lib/x86_64-linux-gnu", "lib64")]
+    entries += [cpio.file(place, files[name], 0o755) for name, place in STORE_FILES.items()]
+    entries += [cpio.symlink(f"bin/xenstore-{name}", "xenstore") for name in STORE_COMMANDS]
+    return build(busybox, (WORKLOAD / INITS["shell.cpio"]).read_bytes(), entries)

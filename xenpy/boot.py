@@ -65,6 +65,7 @@ class BootRequest:
     stats: Path | None = None
     hash_blocks: bool = False
     scheduling: SchedulingRequest = field(default_factory=SchedulingRequest)
+    store_socket: Path | None = None
     disks: DiskRequest = field(default_factory=DiskRequest)
     interactive: bool = True
     """Give the guest the keyboard, if stdin is one and there is no `inputs`."""
@@ -106,6 +107,8 @@ class BootRun:
             disk_scheduler=request.disks.policy, disk_settings=request.disks.parsed_settings(),
         )
         request.disks.set_shares(self._system, self._guest)
+        if request.store_socket is not None:
+            self._system.serve_store(request.store_socket)
 
     def go(self) -> int:
         """Run to the end; the exit status. Raises XenpyError when it is not the guest that ended it."""
@@ -153,7 +156,18 @@ class BootRun:
         if self._request.inputs:
             typist = Typist(self._guest.console, lambda: self._guest.blocked, self._request.inputs)
             self._system.every(LOOK_NS, typist.look)
-        return self._system.run(enough, self._request.within, self._request.wall)
+        started, wall = time.monotonic(), self._request.wall
+        socket = self._system.store_socket
+        while True:
+            spent = time.monotonic() - started
+            left = None if wall is None else max(wall - spent, 0.0)
+            outcome = self._system.run(enough, self._request.within, left)
+            if outcome.reason is not Reason.IDLE or socket is None:
+                return outcome
+            if left == 0.0:
+                return replace(outcome, reason=Reason.WALL)
+            # What the guest waits for may come through the socket.
+            socket.wait(LONGEST_WAIT_S if left is None else min(left, LONGEST_WAIT_S))
 
     def _interact(self, enough: Callable[[], bool]) -> Outcome | None:
         """Give the guest the keyboard; None when the user detached."""
@@ -162,10 +176,12 @@ class BootRun:
         started = time.monotonic()
         with Terminal() as terminal:
             self._terminal = terminal
+            socket = system.store_socket
+            others = (lambda: ()) if socket is None else (lambda: socket.descriptors)
             pacer = Pacer(system.now_ns, system.busy_ns)
             owed = 0.0
             while True:
-                keys = terminal.keys(min(owed, LONGEST_WAIT_S))
+                keys = terminal.keys(min(owed, LONGEST_WAIT_S), others())
                 if keys:
                     self._guest.console.send(keys)
                 if terminal.detached:

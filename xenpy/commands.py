@@ -29,6 +29,7 @@ from xenpy.options import (
     Shape,
 )
 from xenpy.output import show
+from xenpy.store_cli import store
 
 if TYPE_CHECKING:
     from machine.faults import Fault
@@ -127,6 +128,8 @@ def xenpy() -> None:
 @click.option("--disk-fault", "disk_faults", type=FaultChoice(), multiple=True, metavar="POINT[:P=V,...]",
               help="Something that goes wrong: disk.read:device=xvda,sectors=100-200,probability=0.01,"
                    "after=3,times=1; also disk.write, disk.torn, disk.flush, disk.slow, disk.power.")
+@click.option("--store-socket", type=click.Path(path_type=Path), metavar="PATH",
+              help="Answer for the xenstore on a socket there while the guest runs: see xenpy store.")
 @click.option("--hash", "hash_blocks", is_flag=True,
               help="Hash the address of every block executed (slower); the hash is in --stats and on stderr.")
 def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int, cpus: int | None,
@@ -136,6 +139,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
          affinity: str | None, smt_factor: float | None, sched_trace: Path | None,
          disks: tuple[DiskSpec, ...], disk_sched: tuple[str, dict[str, str]] | None,
          disk_share: dict[str, str] | None, disk_faults: tuple[Fault, ...],
+         store_socket: Path | None,
          hash_blocks: bool) -> Action:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
 
@@ -154,6 +158,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
         topology=topology or Topology(cores=cpus or vcpus), name=name, seed=seed, inputs=inputs, until=until,
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
         scheduling=SchedulingRequest.of(sched, share, affinity, smt_factor, sched_trace),
+        store_socket=store_socket,
         disks=DiskRequest.of(disks, disk_sched, disk_share, disk_faults),
     ))
 
@@ -188,3 +193,6 @@ def doctor() -> Action:
     from xenpy import doctor as checks
 
     return checks.report
+
+
+xenpy.add_command(store)

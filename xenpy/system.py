@@ -34,6 +34,8 @@ from xenpy.disks import DEFAULT_MODEL, DiskLike, EmulatedDisk, Shelf
 from xenpy.errors import BadInputError
 from xenpy.guest import Frame, Guest, frame_of
 from xenpy.stats import Stats
+from xenpy.store import StoreView
+from xenpy.store_socket import StoreSocket
 
 MIB: Final = 1 << 20
 DEFAULT_SCHEDULER: Final = "rrobin"
@@ -111,6 +113,8 @@ class System:
             self.machine.close()
             raise
         self.guests: list[Guest] = []
+        self.store_socket: StoreSocket | None = None
+        """Where programs of the host find the store (`serve_store`)."""
         self.power_cut = ""
         """How the power failed, as a fault asked for; the machine runs no more then."""
         self._wall = 0.0
@@ -129,6 +133,8 @@ class System:
         try:
             self._shelf.close()
         finally:
+            if self.store_socket is not None:
+                self.store_socket.close()
             self.machine.close()
 
     @property
@@ -193,6 +199,20 @@ class System:
         return self._shelf.uses(disks)
 
     @property
+    def store(self) -> StoreView:
+        """The xenstore, with the rights of domain 0."""
+        return StoreView(self.hypervisor.store)
+
+    def serve_store(self, path: str | Path) -> StoreSocket:
+        """Answer for the store on a socket while the machine runs, for `xenpy store` and other programs that
+        talk to xenstored. Raises BadInputError.
+        """
+        if self.store_socket is not None:
+            raise BadInputError("the store has its socket already")
+        self.store_socket = StoreSocket(Path(path), self.hypervisor.store)
+        return self.store_socket
+
+    @property
     def scheduling(self) -> SchedulerControl:
         """Pools, affinity, shares and policies, all changed while the machine runs."""
         return self.hypervisor.scheduling
@@ -214,6 +234,8 @@ class System:
 
         def enough() -> bool:
             nonlocal met
+            if self.store_socket is not None:
+                self.store_socket.look()
             going = False
             for guest in self.guests:
                 guest.console.refill()

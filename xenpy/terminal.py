@@ -8,7 +8,7 @@ import os
 import select
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -58,9 +58,12 @@ class Terminal:
                 termios.tcsetattr(self._descriptor, termios.TCSANOW, old)
             atexit.unregister(self.restore)
 
-    def keys(self, timeout: float | None = 0.0) -> bytes:
-        """The keys pressed; waits up to `timeout` host seconds for the first (None: for ever)."""
-        if self.detached or not select.select([self._descriptor], [], [], timeout)[0]:
+    def keys(self, timeout: float | None = 0.0, others: Sequence[int] = ()) -> bytes:
+        """The keys pressed; waits up to `timeout` host seconds for the first (None: for ever), or until one
+        of the other descriptors can be read.
+        """
+        if self.detached or self._descriptor not in select.select([self._descriptor, *others], [], [],
+                                                                  timeout)[0]:
             return b""
         try:
             data = os.read(self._descriptor, READ_SIZE)

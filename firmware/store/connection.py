@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from firmware.abi import io_xs_wire as xs
 from firmware.store import operations
 from firmware.store.client import Client
 from firmware.store.errors import StoreError
-from firmware.store.ring import RingError, SharedRing
+from firmware.store.ring import RingError
 from firmware.store.tree import Tree
 from firmware.store.wire import Framer, Message, ProtocolError, encode
 
 _SMALL: Final = 80
 """Replies up to this payload are sent even over the memory limit, or an error could not be told."""
+
+
+class Pipe(Protocol):
+    """What carries the bytes: a domain's `SharedRing`, or a program's stream."""
+
+    @property
+    def reconnecting(self) -> bool:
+        """The other end begins anew."""
+
+    def open(self) -> None:
+        """Say that somebody listens."""
+
+    def reset(self) -> None:
+        """Begin anew."""
+
+    def fail(self, error: int) -> None:
+        """Say that nobody listens any more, and why (XENSTORE_ERROR_*)."""
+
+    def read(self, limit: int, /) -> bytes:
+        """Up to `limit` bytes of requests, none when there are none; RingError."""
+
+    def write(self, data: bytes, /) -> int:
+        """Send what there is room for; how much that was. RingError."""
 
 
 class _Outgoing:
@@ -31,13 +54,13 @@ class _Outgoing:
 
 
 class Connection(Client):
-    """One domain over its `SharedRing`.
+    """One domain over its `Pipe`.
 
     The queue is bounded: with too many unread replies no more requests are taken, the same event is queued
     only once, and beyond the memory limit events are dropped and requests wait.
     """
 
-    def __init__(self, domid: int, tree: Tree, ring: SharedRing, service: operations.Service,
+    def __init__(self, domid: int, tree: Tree, ring: Pipe, service: operations.Service,
                  notify: Callable[[], None]) -> None:
         super().__init__(domid, tree)
         self.ring = ring

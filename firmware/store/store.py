@@ -9,14 +9,14 @@ from typing import NamedTuple
 from firmware.store import permissions as perms
 from firmware.store import watch as watches
 from firmware.store.client import Client
-from firmware.store.connection import Connection
+from firmware.store.connection import Connection, Pipe
 from firmware.store.errors import StoreError
 from firmware.store.host import HostClient, WatchCallback
 from firmware.store.namespace import Namespace, Session
 from firmware.store.quota import KEEPER, Ledger, Quota
-from firmware.store.ring import SharedRing
 from firmware.store.transaction import Transaction
 from firmware.store.tree import Tree
+from firmware.store.visitor import Visitor
 from firmware.store.watch import INTRODUCED, RELEASED, Announcer
 
 Attach = Callable[[int, int], None]
@@ -48,6 +48,7 @@ class Store:
         self.announcer = Announcer(self._tree, self.clients)
         self.namespace = Namespace(self._tree, self.announcer)
         self._session = Session(self._host, None)
+        self._visitors = 0
 
     def exists(self, domid: int) -> bool:
         """True for a domain the store knows."""
@@ -57,7 +58,7 @@ class Store:
         """A domain is being made: from now on permissions may name it."""
         self._ledger.open(domid)
 
-    def introduce(self, domid: int, ring: SharedRing, notify: Callable[[], None]) -> Connection:
+    def introduce(self, domid: int, ring: Pipe, notify: Callable[[], None]) -> Connection:
         """Serve a domain over its ring; `notify` signals its event channel. Again for the same domain: a
         fresh start.
         """
@@ -72,6 +73,21 @@ class Store:
             if old is None:
                 self.announcer.special_event(INTRODUCED)
         return connection
+
+    def visit(self, pipe: Pipe) -> Visitor:
+        """Serve a program of the operator's, as domain 0, until `leave`."""
+        self._visitors += 1
+        visitor = Visitor(self._tree, pipe, self)
+        # No domain has this number, and no message can say it.
+        self.clients[-self._visitors] = visitor
+        return visitor
+
+    def leave(self, visitor: Visitor) -> None:
+        """A visitor has gone: so have its watches and transactions."""
+        visitor.disconnect()
+        for number, client in list(self.clients.items()):
+            if client is visitor:
+                del self.clients[number]
 
     def attach(self, domid: int, port: int) -> None:
         """Serve a domain because an INTRODUCE says so; StoreError EINVAL when nobody here can."""

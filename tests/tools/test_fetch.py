@@ -39,6 +39,10 @@ def bzimage(kernel: bytes) -> bytes:
 PACKAGES: dict[str, dict[str, bytes]] = {
     "grub-xen-host": {f"usr/lib/grub-xen/grub-{arch}-xen.bin": arch.encode() for arch in ("x86_64", "i386")},
     "busybox-static": {"bin/busybox": BUSYBOX},
+    "xenstore-utils": {"usr/bin/xenstore": b"tools"},
+    "libxenstore4": {"usr/lib/x86_64-linux-gnu/libxenstore.so.4.0": b"store"},
+    "libxentoolcore1": {"usr/lib/x86_64-linux-gnu/libxentoolcore.so.1.0": b"core"},
+    "libc6": {f"lib/x86_64-linux-gnu/{name}": b"libc" for name in ("libc.so.6", "ld-linux-x86-64.so.2")},
     "linux-image-9.8.7-6-amd64": {
         "boot/vmlinuz-9.8.7-6-amd64": bzimage(ELF),
         **{f"lib/modules/9.8.7-6-amd64/kernel/{name}.ko": name.encode() for name in initramfs.MODULES[1:]},
@@ -114,16 +118,16 @@ def test_everything_is_fetched_and_made(place: Path, capsys: pytest.CaptureFixtu
 def test_what_is_intact_is_left_alone(place: Path) -> None:
     assert fetch_guests.main([]) == 0
     before = calls(place)
-    assert len(before) == 3
+    assert len(before) == len(fetch_guests.SOURCES)
     assert fetch_guests.main([]) == 0
     assert calls(place) == before
     (place / "busybox").write_bytes(b"spoilt")
     (place / "vmlinux").write_bytes(b"spoilt")
     assert fetch_guests.main([]) == 0
-    assert [call.split()[-1] for call in calls(place)[3:]] == ["busybox-static"]
+    assert [call.split()[-1] for call in calls(place)[len(before):]] == ["busybox-static"]
     assert (place / "vmlinux").read_bytes() == ELF
     assert fetch_guests.main(["--force"]) == 0
-    assert len(calls(place)) == 7
+    assert len(calls(place)) == 2 * len(before) + 1
 
 
 def test_a_changed_init_is_packed_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +140,7 @@ def test_a_changed_init_is_packed_again(place: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("tools.initramfs.WORKLOAD", inits)
     assert fetch_guests.main([]) == 0
     assert (place / "workload.cpio").read_bytes() != before
-    assert len(calls(place)) == 3
+    assert len(calls(place)) == len(fetch_guests.SOURCES)
 
 
 def failure(capsys: pytest.CaptureFixture[str], status: int = 1) -> str:
