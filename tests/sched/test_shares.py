@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware.sched.credit import BOOST, OVER, Credit
+from firmware.sched.credit import BOOST, OVER, UNDER, Credit
 from firmware.sched.parameters import ParameterError, Value
 from firmware.sched.scheduler import SwitchCosts
 from tests.sched.watching import MS, SECOND, US
@@ -239,7 +239,7 @@ class TestCredit:
         assert waited[0] < waited[1] < waited[2]
         assert lost[0] > 3 * lost[1] > 6 * lost[2]
 
-    def test_a_boost_ends_after_a_tick_and_with_the_credit(self) -> None:
+    def test_a_boost_ends_with_the_credit(self) -> None:
         simulator = Simulator("1x1x1", "credit")
         policy = simulator.policy
         assert isinstance(policy, Credit)
@@ -249,6 +249,18 @@ class TestCredit:
         spent = [policy._accounts[task.vcpu] for task in tasks]
         assert all(account.credit > 0 or account.priority == OVER for account in spent)
 
+    def test_a_boost_ends_after_a_tick_though_there_is_credit_left(self) -> None:
+        simulator = Simulator("1x1x1", "credit")
+        policy = simulator.policy
+        assert isinstance(policy, Credit)
+        simulator.domain([hog])
+        account = policy._accounts[simulator.domain([late_hog])[0].vcpu]
+        simulator.run(2 * SECOND + 5 * MS)
+        assert account.priority == BOOST
+        simulator.run(8 * MS)
+        assert account.priority == UNDER
+        assert account.credit > 5 * MS
+
     def test_who_dodges_every_tick_pays_all_the_same(self) -> None:
         """Running just less than a tick and sleeping for a moment does not steal from the others."""
         simulator = Simulator("1x1x1", "credit")
@@ -256,6 +268,15 @@ class TestCredit:
         honest = simulator.domain([hog])[0]
         simulator.run(2 * SECOND)
         assert shares(simulator, [thief, honest])[0] < 0.53
+
+    @pytest.mark.parametrize(("topology", "hogs"), [("1x2x1", 4), ("1x4x1", 8)])
+    def test_nobody_is_stolen_without_need(self, topology: str, hogs: int) -> None:
+        """Equals, as many on each CPU: nobody with no credit is worth a theft."""
+        simulator = Simulator(topology, "credit")
+        for _ in range(hogs):
+            simulator.domain([hog])
+        simulator.run(1 * SECOND)
+        assert simulator.scheduler.migrations == 0
 
     def test_a_hot_vcpu_is_left_where_it_is(self) -> None:
         moved = []

@@ -31,7 +31,8 @@ AREA: Final = Area(
             "an idle CPU must be allowed",
             PLACEMENT,
             "allowed = idle & vcpu.hard_affinity\n        if not allowed:\n"
-            "            return None\n        preferred = allowed & vcpu.soft_affinity\n        if preferred:",
+            "            return None\n        preferred = allowed & vcpu.soft_affinity\n"
+            "        if preferred:",
             "allowed = idle\n        if not allowed:\n            return None\n"
             "        preferred = allowed & vcpu.soft_affinity\n        if preferred:",
         ),
@@ -171,7 +172,8 @@ AREA: Final = Area(
             "if self._dense(server, now):\n            server.renew(now + server.period)\n"
             "        self._expect(vcpu, server)\n        self.enter",
             "if now >= server.deadline:\n"
-            "            server.renew(now + server.period)\n        self._expect(vcpu, server)\n        self.enter",
+            "            server.renew(now + server.period)\n"
+            "        self._expect(vcpu, server)\n        self.enter",
         ),
         Mutant("budgets are used up", RTDS, "server.left -= ns\n", "pass\n"),
         Mutant("guests go before extra time only", RTDS, "0 if self.home[vcpu] == core else GUEST", "0"),
