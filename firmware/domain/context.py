@@ -157,8 +157,8 @@ class Contexts:
         """The kernel roots taken for vCPUs whose user root is still being checked."""
 
     def initialise(self, vcpu: VCpu, context: Any) -> int:
-        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0, a negative errno,
-        or -ERESTART: checking its roots takes longer, and the same call goes on with it.
+        """Take a vcpu_guest_context (either width) for a vCPU that was never initialised: 0, a negative
+        errno, or -ERESTART: checking its roots takes longer, and the same call goes on with it.
         """
         pv32 = vcpu.domain.pv32
         problem = self._check(context, pv32)

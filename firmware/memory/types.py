@@ -326,8 +326,8 @@ class PageTypes:
             self.old = mfn
 
     def take_table(self, mfn: int, owner: MemoryOwner, kind: int, work: int = UNLIMITED) -> int:
-        """`get_page_and_type` for callers that are no page-table calls: what fails is taken apart at once. 0, a
-        negative errno, or, when `work` did not suffice, INTERRUPTED.
+        """`get_page_and_type` for callers that are no page-table calls: what fails is taken apart at once. 0,
+        a negative errno, or, when `work` did not suffice, INTERRUPTED.
         """
         self.work = work
         failure = self.get_page_and_type(mfn, owner, kind)

@@ -1,4 +1,4 @@
-"""What a domain's creator allows its grant table to be; cache_flush, which looks into other domains' tables."""
+"""What a domain's creator allows its grant table to be; cache_flush, which looks into others' tables."""
 
 from __future__ import annotations
 
