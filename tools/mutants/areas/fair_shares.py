@@ -116,12 +116,6 @@ AREA: Final = Area(
             "unit.spent + ns * group.heaviest // unit.weight",
             "unit.spent + ns",
         ),
-        Mutant(
-            "sleep saves no credit up",
-            CREDIT2,
-            "unit.spent = max(unit.spent, group.given - MOST_CREDIT)",
-            "pass",
-        ),
         Mutant("run queues are balanced", CREDIT2, "if len(self._groups) > 1:", "if False:"),
         Mutant("who is sent is run there", CREDIT2, "if target in self._meant:", "if True:"),
         Mutant("credit is taken along", CREDIT2, "unit.spent = group.given - credit", "unit.spent = 0"),
