@@ -1,8 +1,8 @@
 """The one hypercall table: what every number means, who handles it, and what an absent one answers.
 
-Numbers and names are those of Xen 4.17 (`xen.h`, `hypercall-defs.c` for the availability per guest kind). A
-subsystem registers its handlers by name; a name without a handler answers -ENOSYS, in one place, and says so
-once in the hypervisor's log.
+Numbers and names are those of Xen 4.17 (`xen.h`, `hypercall-defs.c` for the availability per guest kind); one
+is our own, and absent unless a domain is made for it. A subsystem registers its handlers by name; a name
+without a handler answers -ENOSYS, in one place, and says so once in the hypervisor's log.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ ROWS: Final[tuple[Hypercall, ...]] = (
     _row(42, "hypfs_op", "cmd", "arg1", "arg2", "arg3", "arg4", privileged=True),
     _row(48, "mca", "u_xen_mc", privileged=True),
     _row(49, "paging_domctl_cont", "u_domctl", privileged=True),
+    _row(54, "block_cache_op", "cmd", "arg"),
 )
 
 LIMIT: Final = 64

@@ -15,6 +15,8 @@ from firmware.abi import xen
 from firmware.console import ConsoleIo, DomainConsole
 from firmware.disk.attach import Disks
 from firmware.disk.backend import BlockBackend
+from firmware.disk.cache import BufferCache
+from firmware.disk.cache_ops import CacheOps
 from firmware.disk.extents import Extent
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.builder import build
@@ -64,6 +66,8 @@ LEGACY_VCPUS: Final = 32
 """vCPUs whose vcpu_info lies in the shared_info page (XEN_LEGACY_MAX_VCPUS)."""
 MOST_VCPUS: Final = 128
 FRAME_SHIFT: Final = 12
+CACHE_MIB: Final = 256
+"""The buffer cache's limit when none is given: enough for an image's hot part, little for a host."""
 SECOND: Final = 1_000_000_000
 ONE_INSTRUCTION_NS: Final = 1
 """A slice for the single step of a store that the hypervisor carries out."""
@@ -87,6 +91,8 @@ class DomainConfig:
     """What its grant table may grow to."""
     disks: tuple[VirtualDisk, ...] = ()
     scheduling: Scheduling = ANYWHERE
+    block_cache: bool = False
+    """Whether it has the hypercall of the buffer cache."""
 
 
 class Hypervisor:
@@ -101,6 +107,7 @@ class Hypervisor:
         policy: str = "rrobin",
         settings: Mapping[str, Value] | None = None,
         costs: SwitchCosts | None = None,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         self.machine = machine
         self.seed = seed
@@ -118,7 +125,12 @@ class Hypervisor:
         self.scheduling = SchedulerControl(self.scheduler)
         self.lifecycle.scheduler = self.scheduler
         self.store = Store()
-        self.disks = Disks(machine.memory, machine.clock, self.memory, self.store, log)
+        self.cache = (
+            BufferCache(machine.memory, machine.clock, self.memory.types, cache_mib * FRAMES_A_MIB)
+            if cache_mib else None
+        )
+        self.disks = Disks(machine.memory, machine.clock, self.memory, self.store, log, self.cache)
+        self._cache_ops = CacheOps(self.cache, self.disks) if self.cache is not None else None
         self._next_domain = 1
         frames = machine.memory.frames
         self._cpuid = {pv32: CpuidPolicy(pv32=pv32, frames=frames) for pv32 in (False, True)}
@@ -167,6 +179,8 @@ class Hypervisor:
         ):
             part.register(calls)
         self.memory.register(calls)
+        if self._cache_ops is not None:
+            self._cache_ops.register(calls)
         self.lifecycle.on_end.append(self._ended)
 
     def _resumed(self, vcpu: VCpu, core: Core) -> None:
@@ -205,10 +219,10 @@ class Hypervisor:
         if not 1 <= config.vcpus <= MOST_VCPUS:
             raise DomainError(f"a domain has 1 to {MOST_VCPUS} vCPUs, not {config.vcpus}")
         pages = config.memory_mib * FRAMES_A_MIB
-        if pages > self.memory.heap.free:
+        if pages > self.memory.heap.available:
             raise DomainError(
                 f"domain {config.name!r} asks for {config.memory_mib} MiB and the machine has "
-                f"{self.memory.heap.free // FRAMES_A_MIB} MiB free: give the machine more memory"
+                f"{self.memory.heap.available // FRAMES_A_MIB} MiB free: give the machine more memory"
             )
         self.disks.check(config.disks)
         number = self._next_domain
@@ -304,6 +318,8 @@ class Hypervisor:
         )
         for disk in config.disks:
             self.disks.attach(domain, disk)
+        if config.block_cache and self._cache_ops is not None:
+            self._cache_ops.admit(domain)
 
     def attach_disk(
         self,
@@ -371,6 +387,8 @@ class Hypervisor:
         if not domain.state.ended:
             raise ValueError(f"domain {domain.name!r} has not ended")
         self.disks.destroyed(domain)
+        if self._cache_ops is not None:
+            self._cache_ops.forget(domain)
         for vcpu in domain.vcpus:
             self.scheduler.remove(vcpu)
         self.scheduler.pools[domain.vcpus[0].pool].policy.forget_domain(domain.id)

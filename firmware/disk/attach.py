@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from firmware.disk import policies  # noqa: F401  registers them
-from firmware.disk.backend import BlockBackend
+from firmware.disk.backend import BlockBackend, DiskQueue
+from firmware.disk.cache import BufferCache
+from firmware.disk.cache_queue import CachedQueue
 from firmware.disk.scheduler import DiskScheduler
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.domain import Domain
@@ -38,13 +40,16 @@ class Disks:
         floor: MemoryFloor,
         store: Store,
         log: Callable[[str], None],
+        cache: BufferCache | None = None,
     ) -> None:
         self._memory = memory
         self._clock = clock
         self._floor = floor
         self._store = store
         self._log = log
+        self._cache = cache
         self._schedulers: dict[Disk, DiskScheduler] = {}
+        self._queues: dict[Disk, DiskQueue] = {}
         self._backends: dict[tuple[int, int], BlockBackend] = {}
 
     def scheduler(self, disk: Disk) -> DiskScheduler:
@@ -53,6 +58,20 @@ class Disks:
         if found is None:
             found = self._schedulers[disk] = DiskScheduler(disk, self._clock)
         return found
+
+    def queue(self, disk: Disk) -> DiskQueue:
+        """The way to an emulated disk: its scheduler, behind the buffer cache if there is one."""
+        found = self._queues.get(disk)
+        if found is None:
+            scheduler = self.scheduler(disk)
+            found = scheduler if self._cache is None else CachedQueue(self._cache, scheduler)
+            self._queues[disk] = found
+        return found
+
+    def disk(self, domain: Domain, number: int) -> VirtualDisk | None:
+        """A domain's disk by its device number."""
+        backend = self._backends.get((domain.id, number))
+        return None if backend is None else backend.disk
 
     def of(self, domain: Domain) -> list[BlockBackend]:
         """A domain's disks, in the order in which they were attached."""
@@ -89,7 +108,7 @@ class Disks:
         frontend = f"{paths.home(domain.id)}/device/vbd/{disk.number}"
         backend = f"{paths.home(KEEPER)}/backend/vbd/{domain.id}/{disk.number}"
         made = BlockBackend(
-            domain, disk, self.scheduler(disk.disk), self._store, self._memory,
+            domain, disk, self.queue(disk.disk), self._store, self._memory,
             frontend=frontend, backend=backend, grants=self._grants, on_gone=self._gone, log=self._log,
         )
         self._backends[domain.id, disk.number] = made

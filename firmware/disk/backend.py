@@ -17,7 +17,6 @@ from firmware.disk.phases import ConnectError, Phases, number
 from firmware.disk.queue import RequestQueue, Statistics
 from firmware.disk.requests import DIALECTS, MOST_INDIRECT, Dialect
 from firmware.disk.ring import BackRing, RingOverflowError
-from firmware.disk.scheduler import DiskScheduler
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.domain import Domain
 from firmware.memory.backend_grants import BackendGrants
@@ -36,6 +35,14 @@ class Grants(Protocol):
     """Who gives access to a domain's grants."""
 
     def __call__(self, domain: Domain) -> BackendGrants: ...
+
+
+class DiskQueue(Protocol):
+    """Where requests go: a disk's scheduler, perhaps with the buffer cache in front of it."""
+
+    def add(self, client: Client) -> None: ...
+    def remove(self, client: Client) -> None: ...
+    def submit(self, client: Client, request: DiskRequest) -> None: ...
 
 
 class BlockBackend:
@@ -61,7 +68,7 @@ class BlockBackend:
         self,
         domain: Domain,
         disk: VirtualDisk,
-        scheduler: DiskScheduler,
+        scheduler: DiskQueue,
         store: Store,
         memory: MachineMemory,
         *,

@@ -17,6 +17,7 @@ from firmware.memory.frames import FOREIGN, L1_TABLE, ONE, VALID_MASK, VALIDATED
 from firmware.memory.grant_copy import GrantCopy
 from firmware.memory.grant_ops import SLICE, GrantTableOps, variant_of
 from firmware.memory.grant_table import Active, GrantTable, Mapping
+from firmware.memory.heap import CACHE_TAG
 from firmware.memory.m2p import INVALID
 from firmware.memory.owner import Domain, Domains, MemoryOwner, VCpu
 from firmware.memory.pte import ACCESSED, ADDRESS, AVAILABLE, DIRTY, NO_EXECUTE, PRESENT, RW, USER, adjust_l1
@@ -330,6 +331,8 @@ class Grants:
             if not other:
                 return False
             moved = self._memory.q[other >> 3]
+            if moved & PRESENT and self._types.owners[(moved & ADDRESS) >> 12] == CACHE_TAG:
+                return False  # the cache knows by its place who maps a block
             self._memory.store64(other, 0)
         at = self._slot(vcpu, address, contains_pte)
         expected = self._entry(mfn, flags, vcpu.domain.pv32)

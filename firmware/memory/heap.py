@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from firmware.memory.frames import (
     FrameTable,
 )
 from firmware.memory.m2p import INVALID
-from firmware.memory.owner import DOMID_IO, DOMID_XEN, MachineMemory, MemoryOwner
+from firmware.memory.owner import DOMID_COW, DOMID_IO, DOMID_XEN, MachineMemory, MemoryOwner
 
 if TYPE_CHECKING:
     from firmware.memory.m2p import MachineToPhys
@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 
 LOW_FRAMES = 0x100
 """The first MiB of a PC is not memory to Xen: device space, owned by DOMID_IO."""
+CACHE_TAG: Final = DOMID_COW + 1
+"""Owner tag of the frames that cached blocks lie in: nobody's memory, lent until somebody needs it."""
+
+
+class Keeper(Protocol):
+    """Who keeps the frames of CACHE_TAG, and gives them back with `FrameHeap.release` when asked."""
+
+    def shrink(self, count: int) -> None:
+        """Give back so many frames, or all there are."""
+
+    def surrender(self, frames: list[int]) -> None:
+        """Give back these frames."""
 
 
 class FrameHeap:
@@ -43,8 +55,10 @@ class FrameHeap:
         "_memory",
         "_shootdown",
         "_starts",
+        "cached",
         "first_free",
         "free",
+        "keeper",
         "m2p",
         "total",
         "xen",
@@ -62,6 +76,9 @@ class FrameHeap:
         self.total = frames.size
         self.first_free = first_free
         self.xen = 0
+        self.cached = 0
+        """Frames that cached blocks lie in; they are given back when they are needed."""
+        self.keeper: Keeper | None = None
         self.m2p: MachineToPhys | None = None
         low = min(LOW_FRAMES, first_free)
         frames.owner_array[:low] = DOMID_IO + 1
@@ -70,13 +87,24 @@ class FrameHeap:
         frames.count_array[low:first_free] = ONE | ALLOCATED | XEN_HEAP
         self.xen = first_free
 
+    @property
+    def available(self) -> int:
+        """Frames that domains can have: free ones and cached ones."""
+        return self.free + self.cached
+
     def run(self, count: int, align: int = 1, below: int | None = None) -> int | None:
         """Take `count` neighbouring free frames below frame `below`, the first a multiple of `align`.
 
-        None when there is no such run.
+        None when there is no such run, and none with cached frames given back.
         """
-        starts, ends = self._starts, self._ends
         limit = self._frames.size if below is None else below
+        first = self._find(count, align, limit)
+        if first is None and self.cached and self._make_room(count, align, limit):
+            first = self._find(count, align, limit)
+        return first
+
+    def _find(self, count: int, align: int, limit: int) -> int | None:
+        starts, ends = self._starts, self._ends
         for index in range(len(starts)):
             start = starts[index]
             first = (start + align - 1) // align * align
@@ -92,6 +120,8 @@ class FrameHeap:
 
         The owner's allowance is not looked at here: see `assign`.
         """
+        if count > self.free and self.keeper is not None:
+            self.keeper.shrink(count - self.free)
         if count > self.free:
             raise MemoryError(f"{count} frames wanted, {self.free} are free")
         taken: list[int] = []
@@ -137,6 +167,20 @@ class FrameHeap:
         self.xen += count
         return first
 
+    def cache_frame(self) -> int | None:
+        """Take a free frame for a cached block, the last there is, so that the runs stay whole; None when
+        none is free. No core has a translation of it, but it may still hold somebody's data: it is for a
+        disk to fill.
+        """
+        if not self._ends:
+            return None
+        mfn = self._ends[-1] - 1
+        frames = self._frames
+        if frames.counts[mfn] & DIRTY:
+            self._shootdown.everyone(frames.stamps[mfn], mfn)
+        self._cut(len(self._ends) - 1, mfn, mfn + 1)
+        return mfn
+
     def share_with(self, mfn: int, owner: MemoryOwner, *, writable: bool = True) -> None:
         """Let `owner` map Xen's frame `mfn`: it counts as the owner's, and its type never changes."""
         frames = self._frames
@@ -179,7 +223,9 @@ class FrameHeap:
             frames.types[mfn] = NONE
             return
         frames.stamps[mfn] = self._shootdown.clock
-        if self.m2p is not None:
+        if frames.owners[mfn] == CACHE_TAG:
+            self.cached -= 1
+        elif self.m2p is not None:
             self.m2p.set(mfn, INVALID)
         self._put_back(mfn, 1)
 
@@ -197,6 +243,27 @@ class FrameHeap:
     def runs(self) -> list[tuple[int, int]]:
         """The free runs, as (first, past the last)."""
         return list(zip(self._starts, self._ends, strict=True))
+
+    def _make_room(self, count: int, align: int, limit: int) -> bool:
+        """Have cached frames given back so that there is such a run; False when there cannot be one."""
+        keeper = self.keeper
+        if keeper is None:
+            return False
+        if count == align == 1 and limit >= self._frames.size:
+            keeper.shrink(1)
+            return True
+        usable = self._frames.owner_array[:limit] == CACHE_TAG
+        for start, end in zip(self._starts, self._ends, strict=True):
+            usable[start:end] = True
+        before = np.concatenate(([0], np.cumsum(usable)))
+        firsts = np.arange(0, max(limit - count + 1, 0), align)
+        found = firsts[before[firsts + count] - before[firsts] == count]
+        if not len(found):
+            return False
+        window = slice(int(found[0]), int(found[0]) + count)
+        cached = np.flatnonzero(self._frames.owner_array[window] == CACHE_TAG) + window.start
+        keeper.surrender(cached.tolist())
+        return True
 
     def _clean(self, first: int, count: int) -> None:
         frames = self._frames

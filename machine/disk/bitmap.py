@@ -38,6 +38,11 @@ class Bitmap:
             bits[begin:end] = (old | mask).to_bytes(end - begin, "little")
             self._dirty.update(range(begin // PAGE, (end - 1) // PAGE + 1))
 
+    def any(self, first: int, count: int) -> bool:
+        """Whether one of these sectors is here."""
+        bits = int.from_bytes(self._bits[first >> 3 : first + count + 7 >> 3], "little")
+        return bool(bits >> (first & 7) & (1 << count) - 1)
+
     def runs(self, first: int, count: int) -> Iterator[tuple[bool, int, int]]:
         """The sectors as (whether they are here, first, count), in order."""
         word = int.from_bytes(self._bits[first >> 3 : first + count + 7 >> 3], "little") >> (first & 7)

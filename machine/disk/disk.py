@@ -100,6 +100,11 @@ class Disk:
         return self._model
 
     @property
+    def medium(self) -> Medium:
+        """What holds its data."""
+        return self._medium
+
+    @property
     def in_flight(self) -> int:
         """Requests submitted and not finished."""
         return len(self._active) + len(self._queue)

@@ -29,7 +29,7 @@ class HostFile:
     Errors of opening are MediumError, errors of transfers OSError.
     """
 
-    __slots__ = ("_holes", "_lost", "descriptor", "path", "size")
+    __slots__ = ("_holes", "_identity", "_lost", "descriptor", "path", "size")
 
     def __init__(self, path: str, descriptor: int) -> None:
         self.path = path
@@ -37,6 +37,9 @@ class HostFile:
         self.size = os.lseek(descriptor, 0, os.SEEK_END)
         self._holes = _FALLOCATE is not None
         self._lost = False
+        found = os.fstat(descriptor)
+        self._identity = (
+            found.st_dev, found.st_ino, found.st_rdev, self.size, found.st_mtime_ns, found.st_ctime_ns)
 
     @classmethod
     def open(cls, path: str | Path, write: bool) -> HostFile:
@@ -93,6 +96,13 @@ class HostFile:
                 raise MediumError(f"The disk image {path} cannot be locked: {_reason(error)}.") from error
             how = "in use" if write else "open for writing elsewhere"
             raise MediumError(f"The disk image {path} is {how}: a writer needs it alone.") from error
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What tells this file, as it was when it was opened, from any other: device, inode, device behind a
+        device file, size, times of its last changes.
+        """
+        return self._identity
 
     def resize(self, size: int) -> None:
         """Cut off, or lengthen by a hole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from .request import SECTOR
 
@@ -47,6 +47,12 @@ class Medium(ABC):
     @abstractmethod
     def close(self) -> None:
         """Flush and let go. Harmless when done before; MediumError when the host could not keep the data."""
+
+    def image(self, sector: int, sectors: int) -> Hashable | None:
+        """Names an image that never changes and has all of these sectors, at the same place: two media that
+        give the same name for a sector have the same bytes there. None where no such image has them all.
+        """
+        return None
 
     def power_cut(self, chance: random.Random) -> None:
         """The emulated drive has lost its power: what was not flushed may be lost, as `chance` has it."""

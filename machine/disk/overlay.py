@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Final
 
@@ -95,6 +96,9 @@ class Overlay(Medium):
                 self._file.read_into(self._data + first * SECTOR, part)
             else:
                 self._base.read_into(first, part)
+
+    def image(self, sector: int, sectors: int) -> Hashable | None:
+        return None if self._bitmap.any(sector, sectors) else self._base.image(sector, sectors)
 
     def write_from(self, sector: int, views: Views) -> None:
         self._file.write_from(self._data + sector * SECTOR, views)

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +63,9 @@ class Qcow2(Medium):
 
     def read_into(self, sector: int, views: Views) -> None:
         self._client.read_into(sector * SECTOR, views)
+
+    def image(self, sector: int, sectors: int) -> Hashable | None:
+        return ("qcow2", *self._file.identity)
 
     def write_from(self, sector: int, views: Views) -> None:
         raise ValueError("a qcow2 image is never written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 
 from .hostfile import HostFile
@@ -48,6 +49,9 @@ class RawFile(Medium):
 
     def write_from(self, sector: int, views: Views) -> None:
         self._file.write_from(sector * SECTOR, views)
+
+    def image(self, sector: int, sectors: int) -> Hashable | None:
+        return ("raw", *self._file.identity) if self.read_only else None
 
     def flush(self) -> None:
         if self._keeps and not self.read_only:
