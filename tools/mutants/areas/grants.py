@@ -10,10 +10,16 @@ GRANTS: Final = "firmware/memory/grants.py"
 TABLE: Final = "firmware/memory/grant_table.py"
 COPY: Final = "firmware/memory/grant_copy.py"
 OPS: Final = "firmware/memory/grant_ops.py"
+HEAP: Final = "firmware/memory/heap.py"
 
 AREA: Final = Area(
     "grants",
-    ("tests/memory/test_calls.py", "tests/memory/test_grant_rules.py", "tests/memory/test_grant_limits.py"),
+    (
+        "tests/memory/test_calls.py",
+        "tests/memory/test_grant_rules.py",
+        "tests/memory/test_grant_limits.py",
+        "tests/memory/test_grant_versions.py",
+    ),
     (
         Mutant(
             "map: a table's end",
@@ -313,6 +319,61 @@ AREA: Final = Area(
             "if request.offset + request.length > FRAME or request.offset >= FRAME:",
             "if False:",
         ),
+        Mutant(
+            "set_version: not while a status frame is mapped",
+            TABLE,
+            "if self._heap.mapped(mfn):\n"
+            "                    self._heap.keep_shared(mfn)\n"
+            "                    return EBUSY",
+            "pass",
+        ),
+        Mutant("set_version: a status frame given up is kept", TABLE, "self._heap.keep_shared(mfn)", "pass"),
+        Mutant(
+            "mapped: also when its domain has given it up",
+            HEAP,
+            "return count >= (2 * ONE if count & ALLOCATED else ONE)",
+            "return count >= 2 * ONE",
+        ),
+        Mutant("set_version: status frames go", TABLE, "self._heap.unshare(mfn, self.owner)", "pass"),
+        Mutant(
+            "unshare: counted",
+            HEAP,
+            "if self._frames.owners[mfn] == owner.tag:\n            owner.xen_pages -= 1",
+            "owner.xen_pages -= 1",
+        ),
+        Mutant(
+            "set_version: what version 1 cannot say",
+            TABLE,
+            "if any(self._too_wide(low, high) for low, high in kept):",
+            "if False:",
+        ),
+        Mutant("set_version: frames above 32 bits", TABLE, "and bool(high >> 32)", "and False"),
+        Mutant("swap: marks too", TABLE, "self._memory.write(one, self._memory.read(two, 2))", "pass"),
+        Mutant(
+            "copy: not through the granter's own grant",
+            COPY,
+            "if depth or remote is None or remote.memory is table.owner",
+            "if depth or remote is None",
+        ),
+        Mutant(
+            "copy: a grant of a grant in use as something else",
+            COPY,
+            "if status == abi.GNTST_okay and not same:",
+            "if False:",
+        ),
+        Mutant(
+            "copy: grants of grants are version 2's",
+            COPY,
+            "transitive = table.version == 2 and low",
+            "transitive = low",
+        ),
+        Mutant(
+            "a dead granter's table goes with its last use",
+            GRANTS,
+            "if table.abandoned:\n            self.free_table(table.owner)",
+            "pass",
+        ),
+        Mutant("a living granter's table stays", GRANTS, "if table.abandoned:", "if True:"),
         Mutant("the number of operations", GRANTS, "if count >> 31:\n            return -EINVAL\n", "pass\n"),
     ),
 )
