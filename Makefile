@@ -48,9 +48,9 @@ bench: $(STAMP) fetch
 bench-sched: $(PLOTS) fetch
 	@$(RUN) -m tools.bench --only sched-sim --only sched-guests --only sched-cost --output bench-sched.json $(BENCH_ARGS)
 
-# Disk schedulers against each other; plots go to bench-plots.
+# Disk schedulers against each other, and what xenstore does in a second; plots go to bench-plots.
 bench-disk: $(PLOTS) fetch
-	@$(RUN) -m tools.bench --only disk-shares --output bench-disk.json $(BENCH_ARGS)
+	@$(RUN) -m tools.bench --only disk-shares --only store --output bench-disk.json $(BENCH_ARGS)
 
 $(PLOTS): $(STAMP)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev,plots]'

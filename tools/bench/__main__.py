@@ -24,6 +24,7 @@ from tools.bench import (
     sched_cost,
     sched_guests,
     sched_sim,
+    store,
 )
 from tools.bench.report import MIB, Report
 
@@ -121,6 +122,7 @@ PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
     "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
     "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
     "sched-guests": sched_guests.measure, "sched-cost": sched_cost.measure,
+    "store": store.measure,
 }
 USUAL: Final = ("boot", "traps", "starts", "memory", "sameness")
 """What is measured when nothing is named."""
