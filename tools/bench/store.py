@@ -1,7 +1,7 @@
 """How many requests of a guest xenstore answers in a second of host time, through the guest's own ring.
 
-A request is in the ring of a real domain when the clock starts; it stops when the reply is there and the guest
-has been notified. One request at a time, as Linux' xenbus driver sends them.
+A request is in the ring of a real domain when the clock starts; it stops when the reply is there and the
+guest has been notified. One request at a time, as Linux' xenbus driver sends them.
 """
 
 from __future__ import annotations
