@@ -192,12 +192,15 @@ class Mmu:
                 if word & VALID_MASK != L1_VALIDATED or word < ONE:
                     ahead.clear()
                     kind = word & TYPE_MASK
+                    old = q[ptr >> 3]
                     rc = self._other(ptr - mode, new, word, owner, pages, mode == 2)
                     if rc:
                         break
                     position += 1
                     if L2_TABLE <= kind <= L4_TABLE and word >= ONE:
-                        flush = True
+                        if old & 1:
+                            # no translation came through an entry that was not present
+                            flush = True
                         left = not types.end(vcpu)
                         if left or types.work <= 0:
                             break

@@ -12,6 +12,8 @@ import numpy as np
 
 from firmware.abi.errno import EINVAL, ERESTART
 from firmware.memory.frames import (
+    COUNT_LIMIT,
+    KIND_MASK,
     L1_TABLE,
     L2_TABLE,
     L3_TABLE,
@@ -67,6 +69,7 @@ _KERNEL_USER: Final = np.uint64(GUEST_KERNEL | USER)
 _ADDRESS: Final = np.uint64(ADDRESS)
 _PAGE_SHIFT: Final = np.uint64(12)
 _ONE: Final = np.uint64(ONE)
+KIND_OR_VALID: Final = KIND_MASK | VALIDATED
 _VALID: Final = np.uint64(VALID_MASK)
 _WRITABLE_VALIDATED: Final = np.uint64(WRITABLE | VALIDATED)
 _NOT_TYPE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF & ~(TYPE_MASK | VALIDATED))
@@ -378,6 +381,8 @@ class Validator:
         first, held = self._frames.partial.pop(mfn, (0, False))
         types.work -= TABLE_WORK
         moved = False
+        owners, counts, words = types.owners, types.counts, types.types
+        size, tag, valid = self._frames.size, owner.tag, level - 1 | VALIDATED
         for slot in slots:
             if slot < first:
                 continue
@@ -388,8 +393,17 @@ class Validator:
                 return INTERRUPTED
             moved = True
             entry = q[start + slot]
+            target = (entry & ADDRESS) >> 12
             if entry & disallowed:
                 failure = -EINVAL
+            elif (  # what most entries of a root name: a table in use
+                not held and not compat_l3 and target < size and owners[target] == tag
+                and words[target] & KIND_OR_VALID == valid
+                and words[target] < COUNT_LIMIT and counts[target] < COUNT_LIMIT
+            ):  # fmt: skip
+                words[target] += ONE
+                counts[target] += ONE
+                failure = 0
             elif compat_l3 and slot == 3:
                 failure = self._get_last_l2(entry, owner, held)
             else:
@@ -397,10 +411,10 @@ class Validator:
             if failure == INTERRUPTED:
                 self._frames.partial[mfn] = slot, True
                 if not held:
-                    types.counts[(entry & ADDRESS) >> 12] += ONE
+                    counts[target] += ONE
                 return failure
             if failure:
-                self._stop(mfn, slot, held, (entry & ADDRESS) >> 12)
+                self._stop(mfn, slot, held, target)
                 return failure
             types.work -= 1
             adjusted = adjust(entry, pv32)
@@ -416,17 +430,22 @@ class Validator:
         types.work -= TABLE_WORK
         compat_l3 = owner.pv32 and level == L3_TABLE
         moved = False
+        counts, words = types.counts, types.types
         for slot in reversed(self._checked_slots(mfn, min(limit, end + held), level)):
             if types.work <= 0 and moved:
                 partial[mfn] = slot + 1, False
                 return INTERRUPTED
             moved = True
             entry = q[start + slot]
+            target = (entry & ADDRESS) >> 12
             if held and slot == end:
-                target = (entry & ADDRESS) >> 12
                 interrupted = types.put_partial(target)
                 if not interrupted:
                     types.put_page(target)
+            elif min(words[target], counts[target]) >= 2 * ONE and words[target] & TYPE_MASK != level:
+                words[target] -= ONE
+                counts[target] -= ONE
+                interrupted = 0
             else:
                 interrupted = self.put_table(entry, mfn)
             if interrupted:

@@ -69,7 +69,7 @@ AREA: Final = Area(
         Mutant(
             "an entry keeps the reference to what is half checked",
             VALIDATE,
-            "if not held:\n                    types.counts[(entry & ADDRESS) >> 12] += ONE",
+            "if not held:\n                    counts[target] += ONE",
             "pass",
         ),
         Mutant(

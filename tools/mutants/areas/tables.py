@@ -14,7 +14,7 @@ FRAMES: Final = "firmware/memory/frames.py"
 
 AREA: Final = Area(
     "tables",
-    ("tests/memory/test_mmu.py", "tests/memory/test_rules.py"),
+    ("tests/memory/test_mmu.py", "tests/memory/test_used_tables.py", "tests/memory/test_rules.py"),
     (
         Mutant("mmu_update: flags of an L1 entry", MMU, "if new & L1_DISALLOWED:", "if False:"),
         Mutant(
@@ -301,6 +301,35 @@ AREA: Final = Area(
             VALIDATE,
             "if owner.pv32:\n            return -EINVAL\n        slots",
             "slots",
+        ),
+        Mutant("a table in use: the domain's own", VALIDATE, " and owners[target] == tag\n", "\n"),
+        Mutant(
+            "a table in use: of the level below",
+            VALIDATE,
+            "and words[target] & KIND_OR_VALID == valid\n",
+            "\n",
+        ),
+        Mutant("a table in use: room for more uses", VALIDATE, "and words[target] < COUNT_LIMIT and", "and"),
+        Mutant(
+            "a table in use: room for more references", VALIDATE, " and counts[target] < COUNT_LIMIT\n", "\n"
+        ),
+        Mutant(
+            "a table others use too loses a use",
+            VALIDATE,
+            "words[target] -= ONE\n                counts",
+            "counts",
+        ),
+        Mutant(
+            "a table others use too loses a reference",
+            VALIDATE,
+            "counts[target] -= ONE\n                interrupted",
+            "interrupted",
+        ),
+        Mutant(
+            "a linear page table is counted when it goes",
+            VALIDATE,
+            ">= 2 * ONE and words[target] & TYPE_MASK != level:",
+            ">= 2 * ONE:",
         ),
     ),
 )
