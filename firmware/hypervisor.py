@@ -240,6 +240,7 @@ class Hypervisor:
         try:
             self._populate(domain, config, pages)
         except BaseException:
+            self.disks.destroyed(domain)
             memory.remove_domain(domain)
             if domain.shared_info:
                 memory.heap.release_xen(domain.shared_info >> FRAME_SHIFT)

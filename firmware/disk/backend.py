@@ -206,16 +206,16 @@ class BlockBackend:
             raise ConnectError(errno.EIO, f"mapping ring-ref: {error}") from None
         queue = RequestQueue(
             self.disk, self._memory, ring, dialect, held,
-            submit=self._submit, idle=self._idle, statistics=self.statistics,
+            submit=self._submit, idle=self._idle, halt=self._halted, statistics=self.statistics,
         )
         try:
-            channel = Channel(self.domain.events, port, lambda: self._serve(queue))
+            channel = Channel(self.domain.events, port, queue.serve)
         except ValueError as error:
             self._give(refs)
             raise ConnectError(errno.EINVAL, f"mapping event channel: {error}") from None
         self._queues.append((queue, refs))
         queue.open(channel)
-        self._serve(queue)
+        queue.serve()
 
     def _ring_frames(self, refs: list[int]) -> list[int]:
         assert self._uses is not None
@@ -260,11 +260,8 @@ class BlockBackend:
 
     # Between the rings and the disk
 
-    def _serve(self, queue: RequestQueue) -> None:
-        before = queue.halted
-        queue.serve()
-        if queue.halted != before:
-            self._log(f"{self._client.name}: {queue.halted}, its ring is no longer served")
+    def _halted(self, reason: str) -> None:
+        self._log(f"{self._client.name}: {reason}, its ring is no longer served")
 
     def _submit(self, request: DiskRequest) -> None:
         self._scheduler.submit(self._client, request)

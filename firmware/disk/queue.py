@@ -50,8 +50,8 @@ class Statistics:
 
 
 class RequestQueue:
-    """A connected ring. `submit` takes requests for the real disk; `idle` is called whenever, while the queue
-    is stopped, the last of its requests ends.
+    """A connected ring. `submit` takes requests for the real disk. `idle` is called when, while the queue is
+    stopped, the last of its requests ends; `halt` once, with the reason, when the frontend breaks the rules.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class RequestQueue:
         "_channel",
         "_dialect",
         "_disk",
+        "_halt",
         "_held",
         "_idle",
         "_memory",
@@ -81,6 +82,7 @@ class RequestQueue:
         *,
         submit: Callable[[DiskRequest], None],
         idle: Callable[[], None],
+        halt: Callable[[str], None],
         statistics: Statistics,
     ) -> None:
         self._disk = disk
@@ -90,6 +92,7 @@ class RequestQueue:
         self._held = held
         self._submit = submit
         self._idle = idle
+        self._halt = halt
         self._statistics = statistics
         self._channel: Channel | None = None
         self._transfers: dict[Transfer, None] = {}
@@ -132,6 +135,7 @@ class RequestQueue:
                     ring.final_check()
         except RingOverflowError as error:
             self.halted = str(error)
+            self._halt(self.halted)
 
     def stop(self) -> None:
         """Take no more requests; those begun go on."""

@@ -36,7 +36,7 @@ class VirtualDisk:
         self.name = vdev.name(self.number)
         self.disk = disk
         self.read_only = read_only or cdrom or disk.read_only
-        self.extents = ExtentMap(extents or (Extent(0, disk.sectors),), disk.sectors)
+        self.extents = ExtentMap((Extent(0, disk.sectors),) if extents is None else extents, disk.sectors)
         self.sectors = self.extents.sectors
         self.cdrom = cdrom
         self.discard = discard and not self.read_only
