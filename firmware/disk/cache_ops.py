@@ -19,6 +19,7 @@ from firmware.hypercalls import HypercallError, HypercallTable
 from machine.disk import Medium
 
 NAME: Final = "block_cache_op"
+NUMBER: Final = abi.__HYPERVISOR_block_cache_op
 FLAGS: Final = abi.BLKCACHE_application_map | abi.BLKCACHE_contains_pte
 COMMAND_MASK: Final = 0xFFFF_FFFF
 
@@ -65,7 +66,7 @@ class CacheOps:
     def block_cache_op(self, vcpu: VCpu, cmd: int, arg: int) -> int:
         """Hypercall: one operation on its argument structure."""
         if vcpu.domain.id not in self._domains:
-            return self._absent(abi.__HYPERVISOR_block_cache_op)
+            return self._absent(NUMBER)
         command = self._commands.get(cmd & COMMAND_MASK)
         return -ENOSYS if command is None else command(vcpu, arg)
 
