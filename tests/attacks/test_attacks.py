@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from firmware.memory.shootdown import Shootdown
@@ -9,6 +11,9 @@ from guests import attacks
 from guests.attacks.support import DONE
 from tests.attacks.machine_world import tables_written, tlb, world
 from tests.memory.reference import check
+from tools.oracle import attacks as oracle_attacks
+from tools.oracle import missing
+from tools.oracle.domu import FIRST
 from xenpy.system import Reason, System
 
 WITHIN_S = 20.0
@@ -57,6 +62,24 @@ def test_a_hog_leaves_its_neighbour_time(kind: str) -> None:
         before = alive(neighbour)
         outcome = system.run(until=lambda: alive(neighbour) > before + 2, within=WITHIN_S, wall=WALL_S)
         assert outcome.reason is Reason.CONDITION
+
+
+def test_the_store_serves_others_after_an_attack_on_it() -> None:
+    with System(memory=256) as system:
+        for name in ("first", "second"):
+            attacker = system.add_domain(attacks.build("xenstore"), name=name)
+            system.run(until=lambda: attacker.ended, within=WITHIN_S, wall=WALL_S)  # noqa: B023
+            lines = attacker.console.log.decode().splitlines()
+            assert [line for line in lines if not line.startswith("PASS")] == [DONE]
+
+
+@pytest.mark.oracle
+@pytest.mark.skipif(os.environ.get("XENPY_ORACLE") != "1", reason="runs with XENPY_ORACLE=1")
+def test_they_fail_on_real_xen_too() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    for name, result in oracle_attacks.run().items():
+        assert not oracle_attacks.surprises(name.removesuffix(FIRST), result), name
 
 
 def test_the_tlbs_are_looked_into() -> None:

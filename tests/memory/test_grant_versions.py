@@ -104,7 +104,7 @@ class TestTransitive:
         flags = gnt.GNTCOPY_dest_gref if dest else gnt.GNTCOPY_source_gref
         at = scene.guest.pass_bytes(gnt.gnttab_copy.w64.pack(source=source, dest=target, len=8, flags=flags))
         assert scene.world.call(scene.guest.vcpu, "grant_table_op", gnt.GNTTABOP_copy, at, 1) == 0
-        return gnt.gnttab_copy.w64.unpack(scene.guest.vcpu.space.read(at, 40)).status
+        return int(gnt.gnttab_copy.w64.unpack(scene.guest.vcpu.space.read(at, 40)).status)
 
     @pytest.mark.parametrize("flags", [0, gnt.GTF_sub_page])
     def test_through_one_of_the_callers_own(self, scene: Three, flags: int) -> None:

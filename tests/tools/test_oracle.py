@@ -1,10 +1,13 @@
 """What the oracle makes of a serial log; the runs themselves are tests/guests/test_guests.py's."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tools.oracle import End, dom0, record
-from tools.oracle.domu import Job
+from guests import attacks as guests_attacks
+from tools.oracle import End, Result, attacks, dom0, domu, packages, record
+from tools.oracle.domu import FIRST, Job
 
 LOG = """\
 (XEN) Xen version 4.17.7 (Debian 4.17.7-1) (someone) (gcc) debug=n
@@ -50,3 +53,47 @@ def test_a_job_is_written_as_xl_reads_it() -> None:
     assert config[:5] == [
         'name = "spin"', 'kernel = "/guests/spin"', "memory = 96", "vcpus = 2", 'extra = "rounds=20"',
     ]
+
+
+def test_a_companion_has_a_result_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\n".join((
+        "@@begin pair", "one", "@@end pair", "Domain 2 has shut down, reason code 0", "@@after pair",
+        f"@@begin pair{FIRST}", "two", f"@@end pair{FIRST}", "Domain 1 has shut down, reason code 3",
+        f"@@after pair{FIRST}", "@@done", "",
+    ))
+    files: list[str] = []
+
+    def ramdisk(jobs: dict[str, Job], _: int) -> bytes:
+        files.extend(jobs)
+        return b""
+
+    monkeypatch.setattr(domu, "_ramdisk", ramdisk)
+    monkeypatch.setattr(domu, "kernel_of", lambda _: b"")
+    monkeypatch.setattr(packages, "one", lambda _: Path(__file__))
+    monkeypatch.setattr(domu, "serial", lambda *_: said)
+    results = domu.run({"pair": Job(b"", companion=b"first")})
+    assert {name: (result.console, result.end) for name, result in results.items()} == {
+        "pair": ("one", End.POWEROFF), f"pair{FIRST}": ("two", End.CRASH),
+    }
+
+
+def test_every_attack_that_real_xen_runs_has_its_jobs() -> None:
+    jobs = [job for name in attacks.RUNNABLE for job in attacks.jobs(name)]
+    assert "hogs" not in jobs
+    assert not any("32" in name for name in jobs)
+    assert [name for name in jobs if name.startswith("falls-")] == [
+        f"falls-{way}" for way in guests_attacks.ways("falls")
+    ]
+    assert attacks.jobs("taker")["taker"].companion == guests_attacks.build("giver")
+
+
+@pytest.mark.parametrize(("name", "console", "end", "surprises"), [
+    ("linear", "PASS one\nattack: done\n", End.POWEROFF, []),
+    ("linear", "PASS one\nFAIL two: 0\nattack: done\n", End.POWEROFF, ["FAIL two: 0"]),
+    ("linear", "PASS one\n", End.CRASH, ["it did not come to its end: crashed"]),
+    ("falls-a", "falls\n", End.CRASH, []),
+    ("falls-a", "falls\nFAIL it goes on\n", End.POWEROFF,
+     ["falls", "FAIL it goes on", "it did not fall: powered off"]),
+])
+def test_what_an_attack_should_not_print(name: str, console: str, end: End, surprises: list[str]) -> None:
+    assert attacks.surprises(name, Result(console, end, "")) == surprises
