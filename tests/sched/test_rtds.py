@@ -99,6 +99,26 @@ def test_beyond_what_is_admitted_deadlines_are_missed() -> None:
     assert missed(simulator) > 10
 
 
+def test_each_reservation_has_the_overhead() -> None:
+    simulator = Simulator("1x1x1", "rtds")
+    for _ in range(2):
+        simulator.domain([hog], share(1_000, 250))
+    with pytest.raises(ParameterError, match="are not left"):
+        simulator.domain([hog], share(1_000, 250))
+
+
+def test_what_runs_over_the_deadline_is_the_next_periods() -> None:
+    """A CPU can be told a little late: each part is charged to its own period."""
+    simulator = Simulator("1x1x1", "rtds", bare=True)
+    task = simulator.domain([hog], share(10_000, 4_000))[0]
+    policy, server = rtds(simulator), rtds(simulator).servers[task.vcpu]
+    assert (server.deadline, server.left) == (10 * MS, 4 * MS)
+    policy.ran(task.vcpu, 5 * MS, 11 * MS)
+    assert (server.deadline, server.left, server.missed) == (20 * MS, 3 * MS, 0)
+    policy.ran(task.vcpu, 2 * MS, 21 * MS)
+    assert (server.deadline, server.left, server.missed) == (30 * MS, 3 * MS, 1)
+
+
 @pytest.mark.parametrize(("topology", "count"), [("1x1x1", 2), ("1x2x1", 4), ("2x2x2", 16)])
 def test_defaults_are_admitted_twice_a_cpu_and_refused_beyond(topology: str, count: int) -> None:
     simulator = Simulator(topology, "rtds")

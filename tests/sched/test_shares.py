@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware.sched.caps import Caps
 from firmware.sched.credit import BOOST, OVER, UNDER, Credit
+from firmware.sched.credit2 import Credit2
 from firmware.sched.parameters import ParameterError, Value
 from firmware.sched.scheduler import SwitchCosts
 from tests.sched.watching import MS, SECOND, US
@@ -175,6 +177,26 @@ class TestCaps:
         assert (ran(simulator, tasks[2]) - early) / SECOND == pytest.approx(0.1, rel=0.1)
 
     @BOTH
+    def test_what_is_not_used_is_gone(self, policy: str) -> None:
+        simulator = Simulator("1x1x1", policy)
+        task = simulator.domain([late_hog], {"cap": 20})[0]
+        simulator.run(2 * SECOND)
+        before = ran(simulator, task)
+        simulator.run(300 * MS)
+        assert ran(simulator, task) - before <= 0.2 * 330 * MS
+
+    def test_what_is_overrun_is_owed(self) -> None:
+        simulator = Simulator("1x1x1", "credit")
+        vcpu = simulator.domain([hog])[0].vcpu
+        caps = Caps(simulator.scheduler.pools[0], lambda vcpu, now: None)
+        caps.set_period(10 * MS, 0)
+        caps.set(vcpu.domain.id, 50, 1, 0)
+        assert caps.reserve(vcpu, 1 * MS) == 5 * MS
+        caps.ran(vcpu, 8 * MS)
+        assert caps.reserve(vcpu, 10 * MS) == 0
+        assert caps.reserve(vcpu, 11 * MS) == 2 * MS
+
+    @BOTH
     def test_caps_change_on_the_way(self, policy: str) -> None:
         simulator = Simulator("1x1x1", policy)
         task = simulator.domain([hog], {"cap": 20})[0]
@@ -290,6 +312,20 @@ class TestCredit:
 
 
 class TestCredit2:
+    def test_credit_is_taken_along_to_another_run_queue(self) -> None:
+        simulator = Simulator("1x2x1", "credit2", {"runqueue": "cpu"})
+        for _ in range(4):
+            simulator.domain([hog])
+        simulator.run(105 * MS)
+        policy = simulator.policy
+        assert isinstance(policy, Credit2)
+        unit = next(unit for unit in policy._units.values() if not unit.vcpu.scheduled)
+        other = next(group for group in policy._groups.values() if group is not unit.group)
+        policy._unqueue(unit)
+        credit = unit.group.given - unit.spent
+        policy._move(unit, other)
+        assert other.given - unit.spent == credit < 10 * MS
+
     def test_turns_end_where_the_next_has_as_much_credit(self) -> None:
         """Alone a vCPU runs for ten ms; beside an equal one they take turns of the rate limit."""
         for hogs, turn in ((1, 10 * MS), (2, 1 * MS)):
