@@ -26,7 +26,7 @@ from firmware.memory.frames import (
 )
 from firmware.memory.heap import CACHE_TAG
 from firmware.memory.owner import DOMID_XEN, MemoryOwner, VCpu
-from firmware.memory.pte import ACCESSED, ADDRESS, NO_EXECUTE, PRESENT, RW, USER, adjust_l1
+from firmware.memory.pte import ACCESSED, ADDRESS, NO_EXECUTE, PRESENT, USER, adjust_l1
 from firmware.memory.types import PageTypes
 
 KEPT: Final = ONE | ALLOCATED

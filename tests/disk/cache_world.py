@@ -18,6 +18,7 @@ from firmware.disk.vbd import VirtualDisk
 from firmware.domain.domain import DomainState
 from firmware.memory.frames import ALLOCATED, COUNT_SHIFT, L1_TABLE, ONE, SHARED, VALID_MASK, VALIDATED
 from firmware.memory.heap import CACHE_TAG
+from firmware.memory.owner import MemoryOwner
 from firmware.memory.pte import ADDRESS, PRESENT, RW
 from machine.clock import Clock
 from machine.disk import SECTOR, Disk, DiskRequest, Head, Medium, Operation
@@ -162,6 +163,7 @@ class CacheWorld(World):
         self.clock = Clock()
         self.cache = BufferCache(cast(Any, self.memory), self.clock, self.types, limit)
         self.virtual: dict[tuple[int, int], VirtualDisk] = {}
+        self.disks: dict[CachedQueue, Disk] = {}
         self.ops = CacheOps(self.cache, self)
         self.ops.register(self.table)
 
@@ -174,20 +176,41 @@ class CacheWorld(World):
         domain.state = DomainState.RUNNING
         return cast(PlainDomain, domain)
 
+    def owner(self, number: int) -> MemoryOwner:
+        """Somebody who only owns memory."""
+        owner = MemoryOwner(number, maximum=1 << 30)
+        self.types.add_owner(owner)
+        self.domains[number] = PlainDomain(number, owner)
+        return owner
+
     def queue(self, medium: Medium, seed: int = 1) -> CachedQueue:
         """A disk of this medium, with the cache in front."""
         disk = Disk(self.clock, cast(Any, DiskMemory(self.memory, self)), medium, Jitter(seed))
-        return CachedQueue(self.cache, DiskScheduler(disk, self.clock))
+        queue = CachedQueue(self.cache, DiskScheduler(disk, self.clock))
+        self.disks[queue] = disk
+        return queue
 
-    def attach(self, domain: PlainDomain, queue: CachedQueue, disk: Disk | None = None, **options: Any
-               ) -> Client:
+    def attach(self, domain: PlainDomain, queue: CachedQueue, **options: Any) -> Client:
         """A client of the queue for a domain, and its virtual disk xvda."""
         client = Client(f"client of {domain.id}", domain.id)
         queue.add(client)
-        if disk is not None:
-            made = VirtualDisk("xvda", disk, **options)
-            self.virtual[domain.id, made.number] = made
+        made = VirtualDisk("xvda", self.disks[queue], **options)
+        self.virtual[domain.id, made.number] = made
         return client
+
+    def read(self, queue: CachedQueue, client: Client, sector: int, sectors: int, frame: int) -> DiskRequest:
+        """Begin to read sectors into memory from a frame on."""
+        request = DiskRequest(
+            Operation.READ, sector, sectors, ((frame << 12, sectors * SECTOR),), lambda request: None)
+        queue.submit(client, request)
+        return request
+
+    def write(self, queue: CachedQueue, client: Client, sector: int, sectors: int, frame: int) -> DiskRequest:
+        """Begin to write sectors from memory from a frame on."""
+        request = DiskRequest(
+            Operation.WRITE, sector, sectors, ((frame << 12, sectors * SECTOR),), lambda request: None)
+        queue.submit(client, request)
+        return request
 
     def run(self, ns: int = 100 * MEAN_NS) -> None:
         self.clock.advance(self.clock.now + ns)
@@ -221,3 +244,7 @@ class CacheWorld(World):
         assert counts.sum() == counts[cached].sum()
         for mapping in self.cache.mappings.all():
             assert self.cache.blocks.at(mapping.block.mfn) is mapping.block
+
+    def content(self, mfn: int) -> bytes:
+        """What a frame holds."""
+        return self.memory.read(mfn << 12, 4096)

@@ -10,7 +10,6 @@ import pytest
 
 from firmware.disk.cache_queue import CachedQueue
 from firmware.disk.client import Client
-from firmware.memory.owner import MemoryOwner
 from machine.disk import SECTOR, DiskRequest, Operation
 from tests.disk.cache_world import CacheWorld, Layer, Ram
 
@@ -87,9 +86,7 @@ class Storm:
             User(self.world, number, disks[disk], frames[number * SLOTS * PAGES :])
             for number, disk in enumerate((0, 1, 2, 3, 3, 0))
         ]
-        self.hog = MemoryOwner(99, maximum=1 << 30)
-        self.world.types.add_owner(self.hog)
-        self.world.domains[99] = _Owner(self.hog)  # type: ignore[assignment]
+        self.hog = self.world.owner(99)
         self.stamp = SECTORS + 1
         self.done = 0
         self.actions: list[tuple[int, Any]] = [
@@ -231,11 +228,6 @@ class Storm:
                 assert found in out.also.get(request.sector + index, ()), (
                     f"sector {request.sector + index}: {found} instead of {stamp}"
                 )
-
-
-class _Owner:
-    def __init__(self, memory: MemoryOwner) -> None:
-        self.memory = memory
 
 
 @pytest.mark.parametrize(("seed", "count"), [

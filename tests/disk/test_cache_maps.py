@@ -1,0 +1,512 @@
+"""block_cache_op: cached blocks in page tables, every refusal, and what takes them away."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from firmware.abi import block_cache as abi
+from firmware.abi import xen
+from firmware.abi.errno import (
+    EAGAIN,
+    EBUSY,
+    EFAULT,
+    EINVAL,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOSYS,
+    EOPNOTSUPP,
+    ERANGE,
+)
+from firmware.abi.grant_table import (
+    GNTMAP_host_map,
+    GNTST_general_error,
+    GNTTABOP_map_grant_ref,
+    GNTTABOP_unmap_and_replace,
+    GTF_permit_access,
+    gnttab_map_grant_ref,
+    gnttab_unmap_and_replace,
+)
+from firmware.disk.client import Client
+from firmware.disk.extents import Extent
+from firmware.memory.frames import L1_TABLE, SEGMENT_DESCRIPTORS, WRITABLE
+from firmware.memory.heap import CACHE_TAG
+from firmware.memory.owner import DOMID_COW
+from firmware.memory.pte import ADDRESS, DIRTY, NO_EXECUTE, PRESENT, RW, USER
+from tests.disk.cache_world import CacheWorld, Layer, Ram
+from tests.memory.world import ARGUMENTS, PlainDomain, PlainVCpu
+
+VDEV = 51712
+SECTORS = 512
+BLOCKS = SECTORS // 8
+FREE_PFN = 0
+"""The first of the pages whose entries the tests use."""
+CALL = "block_cache_op"
+
+
+def image(name: str | None = None) -> Ram:
+    ram = Ram(SECTORS, name=name)
+    ram.data[:] = random.Random(5).randbytes(len(ram.data))
+    return ram
+
+
+class Setting:
+    """Domains that know the cache, each with the same disk, its blocks read."""
+
+    def __init__(self, *media: Ram, pv32: bool = False, limit: int = 256, **options: Any) -> None:
+        self.world = CacheWorld(limit=limit)
+        self.media = media or (image(),)
+        self.queues = [self.world.queue(medium, seed) for seed, medium in enumerate(self.media)]
+        self.domains: list[PlainDomain] = []
+        self.clients: list[Client] = []
+        for number in (1, 2):
+            domain = self.world.domain(number, 96, pv32=pv32)
+            self.domains.append(domain)
+            queue = self.queues[len(self.clients) % len(self.queues)]
+            self.clients.append(self.world.attach(domain, queue, **options))
+            self.world.ops.admit(domain)  # type: ignore[arg-type]
+        for domain, core in zip(self.domains, self.world.cores, strict=True):
+            self.world.schedule(domain.all[0], core)
+        self.fill()
+
+    def queue(self, index: int) -> Any:
+        return self.queues[index % len(self.queues)]
+
+    def fill(self, index: int = 0) -> None:
+        """Have every block read."""
+        frame = self.domains[index].frames[40]
+        for sector in range(0, SECTORS, 64):
+            self.world.read(self.queue(index), self.clients[index], sector, 64, frame)
+            self.world.run()
+
+    def vcpu(self, index: int = 0) -> PlainVCpu:
+        return self.domains[index].all[0]
+
+    def call(self, index: int, command: int, **fields: int) -> int:
+        layouts = {
+            abi.BLKCACHEOP_info: abi.blkcache_info, abi.BLKCACHEOP_query: abi.blkcache_query,
+            abi.BLKCACHEOP_map: abi.blkcache_map, abi.BLKCACHEOP_unmap: abi.blkcache_unmap,
+        }
+        vcpu = self.vcpu(index)
+        vcpu.space.write(ARGUMENTS, layouts[command].w64.pack(**fields))
+        result = self.world.call(vcpu, CALL, command, ARGUMENTS)
+        self.check()
+        return result
+
+    def check(self) -> None:
+        self.world.check()
+        self.world.check_mappings()
+
+    def map(self, index: int, block: int, pfn: int = FREE_PFN, *, flags: int = 0, vdev: int = VDEV) -> int:
+        address = self.entry_at(index, pfn) if flags & abi.BLKCACHE_contains_pte else self.va(index, pfn)
+        return self.call(
+            index, abi.BLKCACHEOP_map, vdev=vdev, flags=flags, block=block, host_addr=address)
+
+    def unmap(self, index: int, pfn: int = FREE_PFN, *, flags: int = 0) -> int:
+        address = self.entry_at(index, pfn) if flags else self.va(index, pfn)
+        return self.call(index, abi.BLKCACHEOP_unmap, flags=flags, host_addr=address)
+
+    def va(self, index: int, pfn: int) -> int:
+        return self.domains[index].va(pfn)
+
+    def entry_at(self, index: int, pfn: int) -> int:
+        at = self.vcpu(index).space.entry_address(self.va(index, pfn))
+        assert at
+        return at
+
+    def entry(self, index: int, pfn: int = FREE_PFN) -> int:
+        return int(self.world.memory.q[self.entry_at(index, pfn) >> 3])
+
+    def set(self, index: int, pfn: int, entry: int) -> int:
+        result = self.world.call(
+            self.vcpu(index), "update_va_mapping", *self._arguments(index, self.va(index, pfn), entry))
+        self.check()
+        return result
+
+    def _arguments(self, index: int, va: int, entry: int) -> tuple[int, ...]:
+        if self.domains[index].pv32:
+            return va, entry & 0xFFFF_FFFF, entry >> 32, 0
+        return va, entry, 0
+
+    def shown(self, index: int, pfn: int = FREE_PFN) -> bytes:
+        entry = self.entry(index, pfn)
+        assert entry & (PRESENT | RW) == PRESENT
+        mfn = (entry & ADDRESS) >> 12
+        assert self.world.frames.owners[mfn] == CACHE_TAG
+        return self.world.content(mfn)
+
+    def block(self, number: int, medium: int = 0) -> bytes:
+        return bytes(self.media[medium].data[number * 4096 : (number + 1) * 4096])
+
+    def virqs(self, index: int) -> list[int]:
+        domain: Any = self.domains[index]
+        found: list[int] = domain.events.virqs
+        return found
+
+    def touch(self, index: int, pfn: int = FREE_PFN) -> None:
+        """The processor looks, and remembers."""
+        entry = self.entry(index, pfn)
+        core = self.vcpu(index).core
+        core.tlb[0, self.va(index, pfn) >> 12] = ((entry & ADDRESS) >> 12, bool(entry & RW))
+
+    def write(self, index: int, block: int) -> None:
+        frame = self.domains[index].frames[41]
+        self.world.write(self.queue(index), self.clients[index], block * 8 + 2, 3, frame)
+        self.check()
+
+
+@pytest.mark.parametrize("pv32", [False, True])
+@pytest.mark.parametrize("flags", [0, abi.BLKCACHE_contains_pte, abi.BLKCACHE_application_map])
+def test_a_block_is_mapped_and_unmapped(pv32: bool, flags: int) -> None:
+    setting = Setting(pv32=pv32)
+    old = (setting.entry(0) & ADDRESS) >> 12
+    references = setting.world.frames.references(old)
+    assert setting.map(0, 7, flags=flags) == 0
+    assert setting.shown(0) == setting.block(7)
+    assert setting.map(1, 7) == 0
+    assert setting.entry(0) & ADDRESS == setting.entry(1) & ADDRESS
+    assert setting.entry(0) & NO_EXECUTE
+    if pv32:
+        assert bool(setting.entry(0) & USER) == bool(flags & abi.BLKCACHE_application_map)
+    assert setting.world.frames.references(old) == references - 1
+    setting.touch(0)
+    tables = flags & abi.BLKCACHE_contains_pte
+    assert setting.unmap(0, flags=tables) == 0
+    assert setting.entry(0) == 0
+    assert not setting.vcpu(0).core.tlb
+    assert setting.unmap(0, flags=tables) == -ENOENT
+    assert setting.shown(1) == setting.block(7)
+    assert not setting.virqs(0)
+
+
+def test_what_is_refused() -> None:
+    setting = Setting(extents=(Extent(8, 32), Extent(100, 4), Extent(166, 16)))
+    table = setting.entry_at(0, 0)
+    other = setting.entry_at(1, 0)
+    frame = setting.domains[0].frames[3] << 12
+    pte = abi.BLKCACHE_contains_pte
+    for wanted, command, fields in (
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": 4, "host_addr": setting.va(0, 0)}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": 1 << 31, "host_addr": setting.va(0, 0)}),
+        (-ENODEV, abi.BLKCACHEOP_map, {"vdev": 51728, "host_addr": setting.va(0, 0)}),
+        (-ERANGE, abi.BLKCACHEOP_map, {"block": 6, "host_addr": setting.va(0, 0)}),
+        (-ERANGE, abi.BLKCACHEOP_map, {"block": (1 << 64) - 1, "host_addr": setting.va(0, 0)}),
+        (-EOPNOTSUPP, abi.BLKCACHEOP_map, {"block": 4, "host_addr": setting.va(0, 0)}),
+        (-EOPNOTSUPP, abi.BLKCACHEOP_map, {"block": 5, "host_addr": setting.va(0, 0)}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"host_addr": 0x7000_0000_0000}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"host_addr": 0xFFFF_8300_0000_0000}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"host_addr": 0x8000_0000_0000_0000}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": table + 4}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": other}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": frame}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": 0}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": setting.world.memory.size}),
+        (-EINVAL, abi.BLKCACHEOP_map, {"flags": pte, "host_addr": (1 << 64) - 8}),
+        (-EINVAL, abi.BLKCACHEOP_unmap, {"flags": 1, "host_addr": setting.va(0, 0)}),
+        (-EINVAL, abi.BLKCACHEOP_unmap, {"pad": 1, "host_addr": setting.va(0, 0)}),
+        (-EINVAL, abi.BLKCACHEOP_unmap, {"flags": pte, "host_addr": other}),
+        (-ENOENT, abi.BLKCACHEOP_unmap, {"host_addr": setting.va(0, 0)}),
+        (-ENODEV, abi.BLKCACHEOP_query, {"vdev": 0}),
+        (-ERANGE, abi.BLKCACHEOP_query, {"vdev": VDEV, "block": 6}),
+    ):
+        full = {"vdev": VDEV} | fields if command == abi.BLKCACHEOP_map else fields
+        assert setting.call(0, command, **full) == wanted, fields
+    assert setting.map(0, 3) == 0
+    assert setting.shown(0) == setting.block(4)
+    vcpu = setting.vcpu(0)
+    for command in range(4):
+        assert setting.world.call(vcpu, CALL, command, 0x7000_0000_0000) == -EFAULT
+    for command in (4, 99, 0xFFFF_FFFF):
+        assert setting.world.call(vcpu, CALL, command, ARGUMENTS) == -ENOSYS
+
+
+def test_only_domains_made_for_it_have_it() -> None:
+    setting = Setting()
+    assert setting.map(0, 1) == 0
+    setting.world.ops.forget(setting.domains[0])  # type: ignore[arg-type]
+    assert setting.entry(0) == 0
+    assert setting.map(0, 1) == -ENOSYS
+    assert "hypercall 54 (block_cache_op) is not there: -ENOSYS" in setting.world.log
+    assert setting.map(1, 1) == 0
+
+
+def test_a_block_that_is_not_there_is_to_be_read() -> None:
+    setting = Setting()
+    setting.world.cache.shrink(1000)
+    states = []
+
+    def query() -> None:
+        assert setting.call(0, abi.BLKCACHEOP_query, vdev=VDEV, block=2) == 0
+        states.append(setting.vcpu(0).space.read32(ARGUMENTS + 4))
+
+    query()
+    assert setting.map(0, 2) == -ENOENT
+    setting.world.read(setting.queue(1), setting.clients[1], 16, 8, setting.domains[1].frames[40])
+    query()
+    assert setting.map(0, 2) == -EAGAIN
+    setting.world.run()
+    query()
+    assert setting.map(0, 2) == 0
+    setting.write(0, 2)
+    query()
+    assert setting.map(0, 2) == -EAGAIN
+    assert states == [abi.BLKCACHE_absent, abi.BLKCACHE_pending, abi.BLKCACHE_cached, abi.BLKCACHE_pending]
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_a_write_takes_a_block_away_from_those_who_see_it_written(layered: bool) -> None:
+    base = image("base")
+    setting = Setting(*([Layer(base), Layer(base)] if layered else [image()]))
+    before = base.data[:4096] if layered else setting.block(0)
+    assert setting.map(0, 0) == setting.map(1, 0) == setting.map(1, 1, 1) == 0
+    setting.touch(0)
+    setting.touch(1)
+    setting.write(0, 0)
+    assert setting.entry(0) == 0
+    assert setting.virqs(0) == [abi.VIRQ_BLKCACHE]
+    assert (0, setting.va(0, 0) >> 12) not in setting.vcpu(0).core.tlb
+    if layered:
+        assert setting.shown(1) == before
+        assert not setting.virqs(1)
+    else:
+        assert setting.entry(1) == 0
+        assert not setting.vcpu(1).core.tlb
+    assert setting.entry(1, 1)
+    setting.world.run()
+    setting.check()
+
+
+def test_all_memory_comes_back_from_those_who_map_it() -> None:
+    setting = Setting(limit=128)
+    world = setting.world
+    for block in range(20):
+        assert setting.map(0, block, block) == 0
+        setting.touch(0, block)
+    owner = world.owner(9)
+    available = world.heap.available
+    taken = world.heap.allocate(owner, available)
+    assert len(taken) == available
+    assert world.heap.free == world.heap.cached == 0
+    assert not setting.vcpu(0).core.tlb
+    assert not any(setting.entry(0, block) for block in range(20))
+    assert setting.virqs(0)
+    setting.check()
+    assert all(world.content(mfn) == bytes(4096) for mfn in taken)
+
+
+def test_mapped_blocks_stay_while_others_make_room() -> None:
+    setting = Setting(limit=BLOCKS)
+    assert setting.map(0, 3) == 0
+    more = image()
+    queue = setting.world.queue(more)
+    client = setting.world.attach(setting.domains[1], queue)
+    for sector in range(0, SECTORS, 8):
+        setting.world.read(queue, client, sector, 8, setting.domains[1].frames[40])
+        setting.world.run()
+    setting.check()
+    assert setting.shown(0) == setting.block(3)
+    assert setting.world.cache.blocks.size == BLOCKS
+
+
+def test_a_mapping_that_the_guest_took_away_holds_nothing() -> None:
+    setting = Setting(limit=2 * BLOCKS)
+    for block in range(BLOCKS):
+        assert setting.map(0, block, 30) == 0
+    assert setting.set(0, 30, 0) == 0
+    assert setting.unmap(0, 30) == -ENOENT
+    assert setting.map(0, 5, 30) == 0
+    assert setting.set(0, 30, 0) == 0
+    setting.world.cache.set_limit(BLOCKS)
+    more = image()
+    queue = setting.world.queue(more)
+    client = setting.world.attach(setting.domains[1], queue)
+    for sector in range(0, SECTORS, 8):
+        setting.world.read(queue, client, sector, 8, setting.domains[1].frames[40])
+        setting.world.run()
+    setting.check()
+    assert not setting.world.cache.mappings.all() or setting.world.cache.blocks.pinned <= 1
+
+
+def test_quotas_hold() -> None:
+    setting = Setting(limit=BLOCKS)
+    setting.world.cache.quota = 4
+    assert [setting.map(0, block, block) for block in range(5)] == [0, 0, 0, 0, -ENOSPC]
+    assert setting.map(1, 9) == 0
+    assert setting.set(0, 2, 0) == 0
+    assert setting.map(0, 9, 5) == 0
+    assert setting.map(0, 10, 6) == -ENOSPC
+    assert setting.call(0, abi.BLKCACHEOP_info) == 0
+    info = abi.blkcache_info.w64.unpack(setting.vcpu(0).space.read(ARGUMENTS, 16))
+    assert tuple(info) == (4096, xen.VIRQ_ARCH_6, 4, 4)
+    setting.world.cache.quota = 100
+    results = [setting.map(0, block, block) for block in range(12, 60)]
+    assert set(results) == {0, -ENOMEM}
+    assert setting.world.cache.blocks.pinned == BLOCKS // 2
+
+
+def test_no_other_call_makes_moves_or_widens_a_mapping() -> None:
+    setting = Setting()
+    world, vcpu, domain = setting.world, setting.vcpu(0), setting.domains[0]
+    assert setting.map(0, 7) == 0
+    entry = setting.entry(0)
+    mfn = (entry & ADDRESS) >> 12
+    owner = domain.memory
+    for made in (entry, entry | RW, entry & ~RW, entry | USER):
+        assert setting.set(0, 1, made) == -EBUSY
+    assert setting.set(0, 0, entry | RW) == -EBUSY
+    assert setting.set(0, 0, entry | DIRTY) == 0
+    for domid in (DOMID_COW, 2, 0x7FF0):
+        vcpu.space.write(ARGUMENTS, xen.mmu_update.w64.pack(ptr=setting.entry_at(0, 1), val=entry))
+        assert world.call(vcpu, "mmu_update", ARGUMENTS, 1, 0, domid) < 0
+        setting.check()
+    for kind in (L1_TABLE, SEGMENT_DESCRIPTORS, WRITABLE):
+        assert world.types.get_page_and_type(mfn, owner, kind) < 0
+        assert world.types.get_type(mfn, kind) < 0
+    assert world.types.steal(mfn, owner) == -EINVAL
+    table = world.grants.table(owner)
+    table.store_entry(9, GTF_permit_access | 2 << 16, mfn)
+    setting.vcpu(1).space.write(ARGUMENTS, gnttab_map_grant_ref.w64.pack(
+        host_addr=setting.va(1, 5), flags=GNTMAP_host_map, ref=9, dom=1))
+    assert world.call(setting.vcpu(1), "grant_table_op", GNTTABOP_map_grant_ref, ARGUMENTS, 1) == 0
+    assert gnttab_map_grant_ref.w64.unpack(
+        setting.vcpu(1).space.read(ARGUMENTS, gnttab_map_grant_ref.w64.size)).status < 0
+    with pytest.raises(Exception, match="EFAULT"):
+        vcpu.space.write(setting.va(0, 0), b"x")
+    setting.check()
+
+
+def test_a_grant_s_place_is_not_taken_by_a_block() -> None:
+    setting = Setting()
+    world, vcpu = setting.world, setting.vcpu(0)
+    given = setting.domains[1].frames[6]
+    world.grants.table(setting.domains[1].memory).store_entry(9, GTF_permit_access | 1 << 16, given)
+    vcpu.space.write(ARGUMENTS, gnttab_map_grant_ref.w64.pack(
+        host_addr=setting.va(0, 5), flags=GNTMAP_host_map, ref=9, dom=2))
+    assert world.call(vcpu, "grant_table_op", GNTTABOP_map_grant_ref, ARGUMENTS, 1) == 0
+    handle = gnttab_map_grant_ref.w64.unpack(
+        vcpu.space.read(ARGUMENTS, gnttab_map_grant_ref.w64.size)).handle
+    assert setting.map(0, 7) == 0
+    layout = gnttab_unmap_and_replace.w64
+    vcpu.space.write(ARGUMENTS, layout.pack(
+        host_addr=setting.va(0, 5), new_addr=setting.va(0, 0), handle=handle))
+    assert world.call(vcpu, "grant_table_op", GNTTABOP_unmap_and_replace, ARGUMENTS, 1) == 0
+    assert layout.unpack(vcpu.space.read(ARGUMENTS, layout.size)).status == GNTST_general_error
+    assert setting.shown(0) == setting.block(7)
+    setting.write(1, 7)
+    assert setting.entry(0) == 0
+
+
+def test_a_table_that_goes_lets_go_of_its_blocks() -> None:
+    setting = Setting()
+    world = setting.world
+    assert setting.map(0, 7) == setting.map(0, 7, 1) == setting.map(1, 7) == 0
+    mfn = (setting.entry(0) & ADDRESS) >> 12
+    assert world.frames.references(mfn) == 4
+    domain = setting.domains[0]
+    world.destroy(domain)
+    assert world.frames.references(mfn) == 2
+    world.ops.forget(domain)  # type: ignore[arg-type]
+    setting.check()
+    assert [mapping.domain for mapping in world.cache.mappings.all()] == [setting.domains[1]]
+
+
+def test_detaching_a_disk_takes_its_blocks() -> None:
+    setting = Setting()
+    assert setting.map(0, 7) == setting.map(1, 8) == 0
+    setting.queue(0).remove(setting.clients[0])
+    assert setting.entry(0) == 0
+    assert setting.shown(1) == setting.block(8)
+    setting.check()
+
+
+class MapStorm(Setting):
+    """Random calls on page tables, disks and memory; every translation a core has stays allowed."""
+
+    def __init__(self, seed: int, pv32: bool) -> None:
+        self.random = random.Random(seed)
+        base = image("base")
+        super().__init__(Layer(base), Layer(base), pv32=pv32, limit=40)
+        self.world.cache.quota = 12
+        self.seen: dict[tuple[int, int, int], Any] = {}
+        self.hog = self.world.owner(9)
+
+    def go(self, count: int) -> None:
+        steps = (
+            (10, self.maps), (4, self.unmaps), (4, self.sets), (6, self.touches), (3, self.writes),
+            (6, self.reads), (1, self.squeezes), (1, self.lets_go), (4, self.waits),
+        )
+        weights = [weight for weight, _ in steps]
+        for _, step in self.random.choices(steps, weights, k=count):
+            step(self.random.randrange(2))
+            self.check()
+            self.check_tlbs()
+
+    def pfn(self) -> int:
+        return self.random.randrange(20)
+
+    def maps(self, index: int) -> None:
+        flags = self.random.choice((0, abi.BLKCACHE_contains_pte, abi.BLKCACHE_application_map))
+        wanted = (0, -ENOENT, -EAGAIN, -ENOSPC, -ENOMEM)
+        assert self.map(index, self.random.randrange(24), self.pfn(), flags=flags) in wanted
+
+    def unmaps(self, index: int) -> None:
+        assert self.unmap(index, self.pfn()) in (0, -ENOENT)
+
+    def sets(self, index: int) -> None:
+        pfn = self.pfn()
+        entry = self.random.choice((
+            0, self.domains[index].frames[self.pfn()] << 12 | PRESENT | RW,
+            self.entry(index, self.pfn()) ^ self.random.choice((0, RW, DIRTY, USER)),
+        ))
+        self.set(index, pfn, entry)
+
+    def touches(self, index: int) -> None:
+        pfn = self.pfn()
+        entry = self.entry(index, pfn)
+        if entry & PRESENT:
+            self.touch(index, pfn)
+            mfn = (entry & ADDRESS) >> 12
+            if self.world.frames.owners[mfn] == CACHE_TAG:
+                key = self.vcpu(index).core.index, self.va(index, pfn) >> 12, mfn
+                self.seen[key] = self.world.cache.blocks.at(mfn)
+
+    def check_tlbs(self) -> None:
+        """A translation to a block's frame leads to that block, to nothing, or is not there any more."""
+        for (core, page, mfn), block in list(self.seen.items()):
+            if self.world.cores[core].tlb.get((0, page), (-1, False))[0] != mfn:
+                del self.seen[core, page, mfn]
+            elif self.world.frames.owners[mfn] == CACHE_TAG:
+                assert self.world.cache.blocks.at(mfn) is block
+            else:
+                assert not self.world.frames.owners[mfn]
+
+    def writes(self, index: int) -> None:
+        self.write(index, self.random.randrange(24))
+
+    def reads(self, index: int) -> None:
+        frame = self.domains[index].frames[42]
+        self.world.read(self.queue(index), self.clients[index], self.random.randrange(180), 8, frame)
+
+    def squeezes(self, index: int) -> None:
+        heap = self.world.heap
+        heap.allocate(self.hog, self.random.choice((heap.available, heap.free)))
+
+    def lets_go(self, index: int) -> None:
+        for mfn in self.world.frames.owned_by(9):
+            self.world.types.drop_own_reference(mfn)
+
+    def waits(self, index: int) -> None:
+        self.world.run(self.random.randrange(300_000))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 40))])
+def test_random_calls_leave_every_block_read_only_and_counted(seed: int) -> None:
+    storm = MapStorm(seed, pv32=bool(seed & 1))
+    storm.go(1500)
+    assert storm.world.cache.mappings.revoked > 20
+    assert storm.virqs(0)
