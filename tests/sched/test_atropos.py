@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from firmware.sched.atropos import Atropos
 from firmware.sched.parameters import ParameterError
-from tools.schedsim import Ran, Simulator, Task
+from tools.schedsim import Command, Ran, Run, Simulator, Sleep, Task
 from tools.schedsim.workloads import hog, periodic, random_mix, sleeper
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
@@ -147,6 +148,19 @@ def test_a_sleeper_is_served_within_its_latency() -> None:
 
     assert max(waits(5_000)) <= 5 * MS
     assert max(waits(0)) > 20 * MS
+
+
+def test_who_wakes_late_in_a_period_does_not_claim_its_whole_slice_of_it() -> None:
+    def late(task: Task) -> Iterator[Command]:
+        yield Run(US)
+        yield Sleep(6 * MS)
+        yield Run(SECOND)
+
+    simulator = Simulator("1x1x1", "atropos", log=True, bare=True)
+    steady, = simulator.domain([hog], reservation(2_000, 4_000))
+    simulator.domain([late], reservation(5_000, 10_000))
+    simulator.run(60 * MS)
+    assert worst_deficit(runs_of(simulator, steady), 2 * MS, 4 * MS, 60 * MS) <= 0
 
 
 def test_extra_time_goes_round_in_turns_of_five_ms() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import ParameterError
 from tools.schedsim import Simulator, Task
 from tools.schedsim.workloads import hog, job, random_mix, sleeper, yielder
@@ -183,6 +184,18 @@ def test_a_cpu_that_would_idle_takes_over_and_queues_even_out() -> None:
     rates = [task.work for task in tasks[4:]]
     assert min(rates) > 0.9 * 3 * SECOND * 4 / 8 * 0.9
     assert sum(rates) + 400 * MS == pytest.approx(12 * SECOND, rel=0.01)
+
+
+def test_who_moves_takes_no_more_than_its_lead_along() -> None:
+    """From a CPU of its own, where virtual time went fast, to one that it shares with three others."""
+    simulator = Simulator("1x2x1", "bvt", bare=True)
+    simulator.domain([hog] * 3, hard=1)
+    mover, = simulator.domain([hog], hard=2)
+    simulator.run(2 * SECOND)
+    SchedulerControl(simulator.scheduler).set_affinity(mover.vcpu, [0])
+    before = mover.work
+    simulator.run(SECOND)
+    assert mover.work - before == pytest.approx(SECOND / 4, abs=2 * (ALLOWANCE + MCU))
 
 
 def test_hogs_spread_over_cores_before_threads() -> None:

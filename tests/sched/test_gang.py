@@ -147,12 +147,11 @@ def test_independent_work_loses_little_in_a_gang() -> None:
 
 def test_rows_that_come_and_go_all_the_time_put_nobody_off() -> None:
     """More single vCPUs than slots between two changes: each still has its turns."""
-    simulator = simulate("1x1x1", "strict", bare=True, seed=5)
-    steady, = simulator.domain([hog])
-    others = [simulator.domain([random_mix(4 * MS, 4 * MS)])[0] for _ in range(6)]
+    simulator = simulate("1x1x1", "strict", alternate=True, bare=True, seed=5)
+    tasks = [simulator.domain([random_mix(3 * MS, 4 * MS)])[0] for _ in range(7)]
     simulator.run(3 * SECOND)
-    assert min(task.work for task in others) > 100 * MS
-    assert steady.work > 3 * SECOND * 0.9 / 7
+    assert {wait.vcpu for wait in log_of(simulator).waits} == {task.vcpu for task in tasks}
+    assert max(wait.end - wait.start for wait in log_of(simulator).waits) < 200 * MS
 
 
 def test_fragmentation_is_counted_and_alternates_use_it() -> None:

@@ -78,9 +78,9 @@ def test_hogs_take_whole_cores(kind: str, topology: str) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "relaxed", "strict"])
 def test_pins_hold(kind: str) -> None:
-    """20,000 decisions with affinities that change every 5 ms."""
+    """6,000 decisions with affinities that change every 5 ms."""
     count = seed = 0
-    while count < 20_000:
+    while count < 6_000:
         seed += 1
         name, settings = KINDS.get(kind, ("gang", {"form": kind}))
         simulator = Simulator("2x2x2", name, settings, seed=seed, bare=True)

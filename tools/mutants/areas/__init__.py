@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from tools.mutants.areas import (
+    block_cache,
     counts,
     descriptors,
     emulated_disk,
@@ -25,6 +26,7 @@ from tools.mutants.areas import (
     reservation,
     stores,
     tables,
+    turns,
     vcpus,
 )
 from tools.mutants.mutant import Area
@@ -44,4 +46,5 @@ AREAS: Final[tuple[Area, ...]] = (
     emulated_disk.AREA,
     native.AREA,
     fair_shares.AREA,
+    turns.AREA,
 )
