@@ -44,6 +44,7 @@ AREAS: Final[tuple[Area, ...]] = (
     stores.AREA,
     vcpus.AREA,
     emulated_disk.AREA,
+    block_cache.AREA,
     native.AREA,
     fair_shares.AREA,
     turns.AREA,
