@@ -88,10 +88,10 @@ class BootRun:
         self._sink = ConsoleSink(1, lambda: self._stops.requested is not None)
         wanted = request.scheduling
         self._system = stack.enter_context(System(
-            request.topology, memory=request.memory + HEADROOM_MIB, seed=request.seed,
+            request.topology, memory=_machine_mib(request), seed=request.seed,
             hash_blocks=request.hash_blocks, profile=request.stats is not None, log=self.say,
             scheduler=wanted.policy, settings=wanted.parsed_settings(), smt_factor=wanted.smt_factor,
-            faults=request.disks.faults,
+            faults=request.disks.faults, disk_cache=request.disks.cache,
         ))
         if request.stats is not None:
             self._stats = stack.enter_context(open_output(request.stats, "--stats"))
@@ -105,6 +105,7 @@ class BootRun:
             cmdline=request.cmdline, ramdisk=request.ramdisk,
             scheduling=wanted.wanted(request.topology.cpus), disks=request.disks.specs,
             disk_scheduler=request.disks.policy, disk_settings=request.disks.parsed_settings(),
+            cache_calls=request.disks.cache_calls,
         )
         request.disks.set_shares(self._system, self._guest)
         if request.store_socket is not None:
@@ -245,6 +246,11 @@ def boot(request: BootRequest) -> int:
 def demo() -> int:
     """Boot the guest that comes along, and say what was seen."""
     return boot(BootRequest("builtin:hello", topology=Topology(cores=2), memory=16, interactive=False))
+
+
+def _machine_mib(request: BootRequest) -> int:
+    """Memory of the machine: the guest's, some besides, and what the disks' cache may use."""
+    return request.memory + HEADROOM_MIB + (request.disks.cache if request.disks.specs else 0)
 
 
 def _has_keyboard() -> bool:

@@ -19,6 +19,7 @@ from xenpy.options import (
     MAX_MEMORY_MIB,
     MAX_VCPUS,
     MIN_MEMORY_MIB,
+    CacheSize,
     DiskChoice,
     FaultChoice,
     Keys,
@@ -128,6 +129,9 @@ def xenpy() -> None:
 @click.option("--disk-fault", "disk_faults", type=FaultChoice(), multiple=True, metavar="POINT[:P=V,...]",
               help="Something that goes wrong: disk.read:device=xvda,sectors=100-200,probability=0.01,"
                    "after=3,times=1; also disk.write, disk.torn, disk.flush, disk.slow, disk.power.")
+@click.option("--disk-cache", type=CacheSize(), metavar="on|off|MIB",
+              help="Unused memory that may keep what was read from disks.")
+@click.option("--disk-cache-calls", is_flag=True, help="The guest may map what that cache holds.")
 @click.option("--store-socket", type=click.Path(path_type=Path), metavar="PATH",
               help="Answer for the xenstore on a socket there while the guest runs: see xenpy store.")
 @click.option("--hash", "hash_blocks", is_flag=True,
@@ -139,6 +143,7 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
          affinity: str | None, smt_factor: float | None, sched_trace: Path | None,
          disks: tuple[DiskSpec, ...], disk_sched: tuple[str, dict[str, str]] | None,
          disk_share: dict[str, str] | None, disk_faults: tuple[Fault, ...],
+         disk_cache: int | None, disk_cache_calls: bool,
          store_socket: Path | None,
          hash_blocks: bool) -> Action:
     """Boot IMAGE, a paravirtual kernel: a file, or builtin:NAME (see xenpy guests).
@@ -159,7 +164,8 @@ def boot(image: str, ramdisk: Path | None, cmdline: str, memory: int, vcpus: int
         within=within, wall=wall, log=log, stats=stats, hash_blocks=hash_blocks,
         scheduling=SchedulingRequest.of(sched, share, affinity, smt_factor, sched_trace),
         store_socket=store_socket,
-        disks=DiskRequest.of(disks, disk_sched, disk_share, disk_faults),
+        disks=DiskRequest.of(disks, disk_sched, disk_share, disk_faults, disk_cache,
+                             cache_calls=disk_cache_calls),
     ))
 
 

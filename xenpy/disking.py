@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from firmware.disk.policy import disk_policy_by_name
 from firmware.disk.scheduler import DEFAULT_POLICY
+from firmware.hypervisor import CACHE_MIB
 from firmware.sched.parameters import Value, parsed
 from machine.faults import Fault
 from xenpy.disks import told
@@ -28,12 +29,16 @@ class DiskRequest:
     settings: Mapping[str, str] = field(default_factory=dict)
     share: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    cache: int = CACHE_MIB
+    cache_calls: bool = False
 
     @classmethod
     def of(cls, specs: tuple[DiskSpec, ...], policy: tuple[str, Mapping[str, str]] | None,
-           share: Mapping[str, str] | None, faults: tuple[Fault, ...]) -> DiskRequest:
+           share: Mapping[str, str] | None, faults: tuple[Fault, ...], cache: int | None = None, *,
+           cache_calls: bool = False) -> DiskRequest:
         """From the options, None where one was not given. Raises BadInputError."""
-        for option, given in (("--disk-sched", policy), ("--disk-share", share), ("--disk-fault", faults)):
+        for option, given in (("--disk-sched", policy), ("--disk-share", share), ("--disk-fault", faults),
+                              ("--disk-cache", cache is not None)):
             if given and not specs:
                 raise BadInputError(f"{option} is about disks, and there is no --disk")
         names = [spec.vdev for spec in specs]
@@ -42,7 +47,10 @@ class DiskRequest:
                 raise BadInputError(f"--disk-fault {fault.point}: there is no disk {fault.device!r} to go "
                                     f"wrong: there are {', '.join(names)}")
         name, settings = policy or (DEFAULT_POLICY, {})
-        return cls(specs, name, settings, share or {}, faults)
+        if cache_calls and cache == 0:
+            raise BadInputError("--disk-cache-calls: there is no cache to call with --disk-cache off")
+        return cls(specs, name, settings, share or {}, faults, CACHE_MIB if cache is None else cache,
+                   cache_calls)
 
     def parsed_settings(self) -> dict[str, Value]:
         """The policy's parameters as values. Raises BadInputError."""

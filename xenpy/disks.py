@@ -256,6 +256,14 @@ class Shelf:
                    "fired": each.fired} for each in self.faults.injections]
         return disks, faults
 
+    def cache_stats(self) -> dict[str, int]:
+        """The counters of the disks' cache, in blocks of 4 KiB; nothing when there is none, or no disk."""
+        cache = self._hypervisor.cache
+        if cache is None or not self.disks:
+            return {}
+        counted = {name: getattr(cache.statistics, name) for name in type(cache.statistics).__slots__}
+        return {"limit": cache.limit, "cached": cache.blocks.size, **counted}
+
 
 def _key(spec: DiskSpec | VirtualDisk) -> tuple[object, ...]:
     if isinstance(spec, VirtualDisk):

@@ -116,6 +116,25 @@ class DiskChoice(click.ParamType["DiskSpec"]):
             self.fail(str(error), param, ctx)
 
 
+class CacheSize(click.ParamType[int]):
+    """How large the disks' cache is: on, off, or MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """MiB."""
+        from firmware.hypervisor import CACHE_MIB
+
+        words = {"on": CACHE_MIB, "off": 0}
+        if isinstance(value, int):
+            return value
+        if value in words:
+            return words[value]
+        if not value.isdecimal() or not 0 < int(value) <= MAX_MEMORY_MIB:
+            self.fail(f"{value!r} is not on, off, or 1 to {MAX_MEMORY_MIB} MiB.", param, ctx)
+        return int(value)
+
+
 class FaultChoice(click.ParamType["Fault"]):
     """A fault of a disk: POINT or POINT:NAME=VALUE,..."""
 

@@ -28,13 +28,15 @@ class Stats:
     """Hash over the address of every block executed by every core in order, if that was asked for."""
     disks: list[dict[str, Any]] = field(default_factory=list)
     """Of each emulated disk its counters, and under `guests` those of each virtual disk."""
+    disk_cache: dict[str, int] = field(default_factory=dict)
+    """Of the disks' cache, in blocks of 4 KiB: its limit, what it holds, hits, misses, ..."""
     faults: list[dict[str, Any]] = field(default_factory=list)
     """Of each fault that was asked for how many requests fitted, and how often it happened."""
 
     def json(self, status: int, why: str) -> str:
         """They as JSON, with the exit status and the reason of the end."""
         row = asdict(self)
-        for name in ("block_hash", "disks", "faults"):
+        for name in ("block_hash", "disks", "disk_cache", "faults"):
             if not row[name]:
                 del row[name]
         row["wall_s"] = round(self.wall_s, 6)

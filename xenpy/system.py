@@ -21,7 +21,7 @@ from firmware.disk.attach import DiskError
 from firmware.disk.scheduler import DEFAULT_POLICY
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.errors import BuildError
-from firmware.hypervisor import DomainConfig, DomainError, Hypervisor
+from firmware.hypervisor import CACHE_MIB, DomainConfig, DomainError, Hypervisor
 from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
 from firmware.sched.parameters import ParameterError, Value
 from firmware.trace import Trace
@@ -32,7 +32,7 @@ from machine.topology import Topology
 from xenpy import images
 from xenpy.disks import DEFAULT_MODEL, DiskLike, EmulatedDisk, Shelf
 from xenpy.errors import BadInputError
-from xenpy.guest import Frame, Guest, frame_of
+from xenpy.guest import FRAMES_A_MIB, Frame, Guest, frame_of
 from xenpy.stats import Stats
 from xenpy.store import StoreView
 from xenpy.store_socket import StoreSocket
@@ -78,7 +78,9 @@ class System:
     `stats().python_share`. `log` gets the hypervisor's messages, a line each. `scheduler` names the policy
     that shares the CPUs out, `settings` are its parameters (`xenpy schedulers` lists them); `smt_factor` is
     a thread's speed while its sibling is busy. `quantum_ns` is how far one CPU may run ahead of another: how
-    exactly CPUs that wait for each other in loops do so, and how long the host takes.
+    exactly CPUs that wait for each other in loops do so, and how long the host takes. `faults` are what goes
+    wrong with disks, as `machine.faults.Fault` or in its words: "disk.read:device=xvda,probability=0.01".
+    `disk_cache` is how many MiB of memory that no domain has may keep what was read from disks; 0: none.
     """
 
     def __init__(self, topology: str | Topology | None = None, *, cpus: int = 1, memory: int = MACHINE_MIB,
@@ -87,7 +89,7 @@ class System:
                  scheduler: str = DEFAULT_SCHEDULER, settings: Mapping[str, Value] | None = None,
                  quantum_ns: int = DEFAULT_QUANTUM_NS,
                  smt_factor: float = SMT_FACTOR,
-                 faults: Sequence[Fault | str] = ()) -> None:
+                 faults: Sequence[Fault | str] = (), disk_cache: int = CACHE_MIB) -> None:
         if topology is None:
             topology = Topology(cores=cpus)
         elif isinstance(topology, str):
@@ -102,7 +104,8 @@ class System:
         self._log = log
         try:
             self.hypervisor = Hypervisor(
-                self.machine, seed=seed, log=self._message, policy=scheduler, settings=settings
+                self.machine, seed=seed, log=self._message, policy=scheduler, settings=settings,
+                cache_mib=disk_cache,
             )
         except ParameterError as error:
             self.machine.close()
@@ -147,11 +150,11 @@ class System:
                    ramdisk: str | Path | bytes | None = None,
                    scheduling: Scheduling = ANYWHERE, disks: Sequence[DiskLike] = (),
                    disk_scheduler: str = DEFAULT_POLICY,
-                   disk_settings: Mapping[str, Value] | None = None) -> Guest:
+                   disk_settings: Mapping[str, Value] | None = None, cache_calls: bool = False) -> Guest:
         """Build a guest from a path, `builtin:NAME` or the image's bytes, with `memory` in MiB.
         `scheduling` says its share (weight, cap, ...), its CPU pool and where it may run. `disks` are in the
         words of xl ("format=raw, vdev=xvda, target=root.img") or come from `EmulatedDisk.use`; disks that are
-        opened for the first time get `disk_scheduler`.
+        opened for the first time get `disk_scheduler`. With `cache_calls` the guest may map cached blocks.
 
         Raises BadInputError when the image cannot be read or is none, or the memory does not suffice.
         """
@@ -164,6 +167,7 @@ class System:
                 domain = self.hypervisor.create_domain(DomainConfig(
                     name=name or kernel.name.removeprefix(images.BUILTIN), image=kernel, memory_mib=memory,
                     vcpus=vcpus, cmdline=line, ramdisk=ramdisk, scheduling=scheduling, disks=attached,
+                    block_cache=cache_calls,
                 ))
         except DiskError as error:
             raise BadInputError(str(error)) from error
@@ -193,6 +197,14 @@ class System:
     def disks(self) -> list[EmulatedDisk]:
         """The emulated disks, in the order in which they were opened."""
         return list(self._shelf.disks)
+
+    def resize_disk_cache(self, mib: int) -> None:
+        """Have the disks' cache keep at most so many MiB from now on. ValueError when the system was made
+        without one, or below 0.
+        """
+        if self.hypervisor.cache is None:
+            raise ValueError("this system has no cache of disks: give it a disk_cache when it is made")
+        self.hypervisor.cache.set_limit(mib * FRAMES_A_MIB)
 
     def disks_for(self, disks: Sequence[DiskLike]) -> AbstractContextManager[tuple[VirtualDisk, ...]]:
         """Disks as a guest is to see them, opened where they are not; closed again when the block fails."""
@@ -298,6 +310,7 @@ class System:
             block_hash=None if block_hash is None else f"{block_hash:016x}",
             disks=disks,
             faults=faults,
+            disk_cache=self._shelf.cache_stats(),
         )
 
     @property
