@@ -184,6 +184,41 @@ class Integrity(RuleBasedStateMachine):
             slot = content[0][0] if content else 1
             guest.mmu_update((above[pfn % len(above)] << 12 | slot * 8, mfn << 12 | 0x67))
 
+    @action(
+        who=WHO,
+        pfns=draw.lists(draw.integers(2, 30), min_size=5, max_size=9),
+        slots=draw.lists(SLOT, min_size=3, max_size=5),
+        top=draw.integers(2, 4),
+        odd=draw.sampled_from([0, 0, 0, 0x61, 0x1E7]),
+        end=draw.integers(0, 2),
+    )
+    def tower(self, who: int, pfns: list[int], slots: list[int], top: int, odd: int, end: int) -> None:
+        """Tables of several levels, each naming all of the level below: pinned, unpinned, or hung up in a root
+        and taken down again; long enough to be interrupted.
+        """
+        guest = self.guest(who)
+        domain = guest.vcpu.domain
+        frames = {domain.frames[pfn]: domain.va(pfn) for pfn in pfns}
+        levels: list[list[int]] = [[] for _ in range(top)]
+        for number, (mfn, va) in enumerate(frames.items()):
+            guest.update_va_mapping(va, mfn << 12 | 0x61, 2)
+            levels[number * top // len(frames)].append(mfn)
+        for level, below in zip(levels[1:], levels, strict=False):
+            for mfn in level:
+                for slot, target in zip(slots, below, strict=False):
+                    guest.mmu_update((mfn << 12 | slot * 8, target << 12 | 0x67))
+        head = levels[-1][0]
+        if odd:
+            guest.mmu_update((head << 12 | 510 * 8, head << 12 | odd))
+        if end < 2 or top == 4 or guest.pv32:
+            if guest.extended(top - 1, head) == 0 and end:
+                guest.extended(xen.MMUEXT_UNPIN_TABLE, head)
+            return
+        above = self.tables_of(domain, top + 1)
+        if above:
+            at = above[0] << 12 | slots[0] * 8
+            guest.mmu_update((at, head << 12 | 0x67), (at, 0))
+
     def tables_of(self, domain: PlainDomain, level: int) -> list[int]:
         frames = self.world.frames
         return [
