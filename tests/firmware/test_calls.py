@@ -180,6 +180,13 @@ class TestMulticall:
         assert world.call(vcpu, "multicall", at, 2) == 0
         assert results(vcpu, 2, at) == [4 << 16 | 17, -ENOSYS & MASK]
 
+    def test_an_entry_that_ends_in_a_hole_is_not_run(self, world: World, vcpu: VCpu) -> None:
+        frame = vcpu.space.translate(RO_PAGE, write=False)
+        world.memory.write(frame + 4096 - 24, entries((17, 0, 0))[:24])
+        before = world.calls.counts[17]
+        assert world.call(vcpu, "multicall", HOLE - 24, 1) == -EFAULT
+        assert world.calls.counts[17] == before
+
     def test_a_result_may_lie_anywhere(self, world: World, vcpu: VCpu) -> None:
         at = BASE + 4096 - 13
         world.poke(vcpu, entries((17, 0, 0)), at)

@@ -193,8 +193,8 @@ class Integrity(RuleBasedStateMachine):
         end=draw.integers(0, 2),
     )
     def tower(self, who: int, pfns: list[int], slots: list[int], top: int, odd: int, end: int) -> None:
-        """Tables of several levels, each naming all of the level below: pinned, unpinned, or hung up in a root
-        and taken down again; long enough to be interrupted.
+        """Tables of several levels, each naming all of the level below: pinned, unpinned, or hung into another
+        and taken out again; enough to be interrupted.
         """
         guest = self.guest(who)
         domain = guest.vcpu.domain
