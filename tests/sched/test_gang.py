@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from firmware.domain.vcpu import VCpu
 from firmware.sched.balance import Balance
+from firmware.sched.control import SchedulerControl
 from firmware.sched.gang import GangScheduling
 from firmware.sched.matrix import Matrix
 from firmware.sched.parameters import ParameterError, Value
@@ -246,6 +247,19 @@ def test_sleep_counts_as_progress() -> None:
     simulator.run(2 * SECOND)
     assert cast(Relaxed, form_of(simulator)).stops == 0
     assert busy.work == 2 * SECOND
+
+
+def test_who_wakes_is_level_with_the_slowest() -> None:
+    """Its sibling waits most of the time; that must not be held against who slept meanwhile."""
+    simulator = simulate("1x2x1", "relaxed", bare=True)
+    simulator.domain([hog] * 3, {"gang": False}, hard=1)
+    slow, sleepy = simulator.domain([hog, sleeper(MS, 50 * MS)], start=False)
+    for task, cpu in ((slow, 0), (sleepy, 1)):
+        SchedulerControl(simulator.scheduler).set_affinity(task.vcpu, [cpu])
+        simulator.start(task)
+    simulator.run(SECOND)
+    assert len(sleepy.latencies) >= 15
+    assert max(sleepy.latencies) < MS
 
 
 # -- balance
