@@ -28,6 +28,7 @@ from tools.mutants.areas import (
     tables,
     turns,
     vcpus,
+    xenstore,
 )
 from tools.mutants.mutant import Area
 
@@ -48,4 +49,5 @@ AREAS: Final[tuple[Area, ...]] = (
     native.AREA,
     fair_shares.AREA,
     turns.AREA,
+    xenstore.AREA,
 )
