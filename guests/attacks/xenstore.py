@@ -24,7 +24,7 @@ SIZE: Final = xs.XENSTORE_RING_SIZE
 HEADER: Final = 16
 PATIENCE: Final = 100_000
 """Yields after which no answer comes any more."""
-SILENCE: Final = 20_000
+SILENCE: Final = 3_000
 ERROR: Final = xs.XS_ERROR
 NODES, WATCHES, TRANSACTIONS = 1200, 200, 20
 """More than a domain may have (quotas of xenstored: 1000, 128, 10)."""
