@@ -143,6 +143,15 @@ class TestCacheFlush:
         assert scene.guest.unmap_grant(handle, scene.domain.va(20)) == gnt.GNTST_okay
         assert self.flush(scene, mfn) == -EINVAL
 
+    def test_what_a_third_has_mapped(self, scene: Scene) -> None:
+        neighbour = Guest(scene.world, scene.other.all[0], scene.ledger)
+        third = scene.world.domain(3, 40)
+        mfn = scene.other.frames[5]
+        neighbour.grant(9, third.id, mfn, gnt.GTF_permit_access)
+        stranger = Guest(scene.world, third.all[0], scene.ledger)
+        assert stranger.map_grant(scene.other.id, 9, HOST, third.va(20))[0] == gnt.GNTST_okay
+        assert self.flush(scene, mfn) == -EINVAL
+
     def test_bad_arguments(self, scene: Scene) -> None:
         call, vcpu = scene.world.call, scene.guest.vcpu
         bad = 0xFFFF_8300_0000_0000

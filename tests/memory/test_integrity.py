@@ -193,7 +193,7 @@ class Integrity(RuleBasedStateMachine):
         end=draw.integers(0, 2),
     )
     def tower(self, who: int, pfns: list[int], slots: list[int], top: int, odd: int, end: int) -> None:
-        """Tables of several levels, each naming all of the level below: pinned, unpinned, or hung into another
+        """Tables of several levels, each naming all of the level below: pinned, unpinned, or put in another
         and taken out again; enough to be interrupted.
         """
         guest = self.guest(who)
