@@ -181,7 +181,8 @@ def _check_mappings(world: World, result: Recount) -> None:
             assert slots[0] in {0, world.slots.m2p_entry}
             assert slots[4] == domain.memory.perdomain_entry
             assert slots[2] == mfn << 12 | LINEAR_FLAGS
-            assert not slots[1] and not slots[3]
+            assert not slots[1]
+            assert not slots[3]
             assert not any(slots[5:])
         if level != 1:
             continue
