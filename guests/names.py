@@ -16,6 +16,7 @@ from firmware.abi.layout import Layout
 HEADERS: Final = (
     "errno", "features", "elfnote", "xen", "arch_x86", "start_info", "version", "sched", "vcpu",
     "event_channel", "memory", "grant_table", "physdev", "callback", "nmi", "io_console",
+    "block_cache",
 )
 """The headers guests use. Where two define one name, the first wins."""
 

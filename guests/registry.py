@@ -19,6 +19,8 @@ class Guest:
     """What the command line is when its console is compared with real Xen's."""
     unprivileged: bool = False
     """Whether that is the console of a true domU: in dom0's place it would be answered differently."""
+    ours: bool = False
+    """Whether it needs what xenpy has and Xen does not."""
     width: int = 64
     """32: a PAE guest, which Debian's Xen cannot run. What it prints is held by the documented interface."""
 
@@ -53,6 +55,8 @@ _ROWS: Final = (
           "barriers: done", timed=True),
     Guest("yields", "every vCPU yields: `rounds=N`", 4, "yields: done", timed=True),
     Guest("echo", "says back each line that is typed; `q` ends", 1, "echo: bye", timed=True),
+    Guest("blockcache", "maps block 0 of xvda once others have read it; needs the block cache's hypercall", 1,
+          "blockcache: done", ours=True),
     Guest("traps32", "32-bit: takes every exception it can in ring 1 and ring 3", 1, "traps32: done",
           width=32),
     Guest("smp32", "32-bit: starts, locks, interrupts and stops every vCPU", 4, "smp32: done", width=32),

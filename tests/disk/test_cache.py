@@ -203,18 +203,26 @@ def test_a_write_is_seen_by_all_when_it_is_done_and_by_nobody_after_as_what_was_
     assert machine.world.cache.blocks.size == 1
 
 
-def test_a_read_that_a_write_overtakes_is_not_kept_nor_shown_to_other_disks() -> None:
+@pytest.mark.parametrize("joins", ["before", "after"])
+def test_a_read_that_a_write_overtakes_is_not_kept_nor_shown_to_other_disks(joins: str) -> None:
     ram = image(name="base")
     machine = Machine(Layer(ram), Layer(ram))
-    first = machine.begin(0, 0, 8)
-    second = machine.begin(1, 0, 8)
-    machine.write(0, 0, b"\x77" * 8 * SECTOR)
-    machine.world.run()
-    assert machine.world.memory.read(second.pieces[0][0], 8 * SECTOR) == ram.data[: 8 * SECTOR]
-    assert machine.world.memory.read(first.pieces[0][0], SECTOR) in (ram.data[:SECTOR], b"\x77" * SECTOR)
-    assert machine.world.cache.blocks.size == 0
-    assert machine.read(1, 0, 8) == ram.data[: 8 * SECTOR]
-    assert machine.read(0, 0, 8) == b"\x77" * 8 * SECTOR
+    written = b"\x77" * 8 * SECTOR
+    orders = set()
+    for sector in range(0, 400, 8):
+        base = ram.data[sector * SECTOR : (sector + 8) * SECTOR]
+        first = machine.begin(0, sector, 8)
+        second = machine.begin(1, sector, 8) if joins == "before" else None
+        write = machine.write(0, sector, written)
+        second = second or machine.begin(1, sector, 8)
+        machine.world.run()
+        assert machine.world.memory.read(second.pieces[0][0], 8 * SECTOR) == base
+        seen = machine.world.memory.read(first.pieces[0][0], 8 * SECTOR)
+        assert seen == (base if first.finished < write.finished else written)
+        orders.add(first.finished < write.finished)
+        assert machine.read(1, sector, 8) == base
+        assert machine.read(0, sector, 8) == written
+    assert orders == {True, False}
 
 
 def test_whoever_needs_all_memory_gets_it_all() -> None:

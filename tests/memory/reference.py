@@ -206,7 +206,8 @@ def _check_frames(world: World) -> None:
         owner = domain.memory
         assert owned[owner.tag] - shared[owner.tag] == owner.pages
     assert owned[0] == heap.free == sum(end - start for start, end in heap.runs())
-    assert heap.free + heap.xen + sum(domain.memory.pages for domain in world.domains.values()) == heap.total
+    domains = sum(domain.memory.pages for domain in world.domains.values())
+    assert heap.free + heap.xen + heap.cached + domains == heap.total
 
 
 def _check_tlbs(world: World) -> None:
