@@ -93,7 +93,9 @@ class StoreClient:
         """Do `action` as one change, again until nobody else changed the same meanwhile."""
         while True:
             answer = self._ask(xs.XS_TRANSACTION_START, "", b"\0")
-            self._transaction = int(answer.rstrip(b"\0"))
+            if not answer[:-1].isdigit():
+                raise self._no_store()
+            self._transaction = int(answer[:-1])
             try:
                 action()
             except StoreKeyError:
@@ -136,7 +138,7 @@ class StoreClient:
             if message is None:
                 raise BadInputError(f"{self._path}: the machine has ended")
             if message.kind == xs.XS_ERROR:
-                raise StoreKeyError(path, strings(message.payload)[0])
+                raise StoreKeyError(path, self._first(message))
             if message.kind != xs.XS_WATCH_EVENT:
                 return message.payload
 
@@ -160,10 +162,20 @@ class StoreClient:
         except ConnectionError:
             return None
         except (OSError, ProtocolError) as error:
-            raise BadInputError(f"{self._path}: what answers there is no store") from error
+            raise self._no_store() from error
         if message.kind == xs.XS_WATCH_EVENT:
-            self._events.append(_name(strings(message.payload)[0]))
+            self._events.append(_name(self._first(message)))
         return message
+
+    def _first(self, message: Message) -> str:
+        """The first text of a message, which must have one."""
+        texts = strings(message.payload)
+        if not texts:
+            raise self._no_store()
+        return texts[0]
+
+    def _no_store(self) -> BadInputError:
+        return BadInputError(f"{self._path}: what answers there is no store")
 
 
 def _latin(path: str) -> str:

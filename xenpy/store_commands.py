@@ -104,14 +104,13 @@ def chmod(client: StoreClient, path: str, words: Sequence[str], *, upward: bool,
     """Replace permissions of a node, and of those above or below it."""
     wanted = permissions_of(words)
 
-    def below(start: str) -> None:
-        client.chmod(start, wanted)
-        if recursive:
-            for name in client.children(start):
-                below(f"{start.rstrip('/')}/{name}")
-
     def change() -> None:
-        below(path)
+        nodes = [path]
+        while nodes:
+            node = nodes.pop()
+            client.chmod(node, wanted)
+            if recursive:
+                nodes += [f"{node.rstrip('/')}/{name}" for name in client.children(node)]
         above = path.rpartition("/")[0]
         while upward and above:
             client.chmod(above, wanted)

@@ -63,26 +63,22 @@ def listing(nodes: Nodes, path: str, *, full: bool = False, permissions: bool = 
     """The lines of xenstore-ls for everything below a node: `full` with whole paths (-f), and with
     permissions (-p). A node that goes away meanwhile is left out.
     """
-    yield from _below(nodes, path, 0, full=full, permissions=permissions, width=width)
-
-
-def _below(nodes: Nodes, path: str, depth: int, *, full: bool, permissions: bool,
-           width: int) -> Iterator[str]:
-    try:
-        names = nodes.children(path)
-    except KeyError:
-        if not depth:
-            raise
-        return
-    base = path if path.endswith("/") else f"{path}/"
-    for name in names:
+    # By hand, not by recursion: a guest makes nodes as deep as it likes.
+    open_nodes = [(path.rstrip("/") + "/", iter(nodes.children(path)))]
+    while open_nodes:
+        base, names = open_nodes[-1]
+        name = next(names, None)
+        if name is None:
+            open_nodes.pop()
+            continue
         try:
-            value = nodes.read(base + name)
+            value, children = nodes.read(base + name), nodes.children(base + name)
             owners = ",".join(nodes.permissions(base + name)) if permissions else ""
         except KeyError:
             continue
-        yield _line(base + name if full else " " * depth + name, value, owners, full=full, width=width)
-        yield from _below(nodes, base + name, depth + 1, full=full, permissions=permissions, width=width)
+        title = base + name if full else " " * (len(open_nodes) - 1) + name
+        yield _line(title, value, owners, full=full, width=width)
+        open_nodes.append((f"{base}{name}/", iter(children)))
 
 
 def _line(title: str, value: bytes, owners: str, *, full: bool, width: int) -> str:

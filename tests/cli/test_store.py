@@ -256,13 +256,44 @@ def test_escapes() -> None:
     assert unescaped("\\q\\1\\x4\\") == b"q\x01\x04"
 
 
+def test_nodes_as_deep_as_a_guest_makes_them(system: System, path: Path) -> None:
+    deep = "/local/domain/1/data" + "/a" * 990
+    system.store.write(deep, "the last")
+    lines = system.store.ls(full=True).splitlines()
+    assert f'{deep} = "the last"' in lines
+    system.store.rm("/local/domain/1/data/a")
+
+
+@pytest.mark.parametrize("reply", [
+    b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", Message(xs.XS_ERROR, 1, 0, b"").pack(),
+    Message(xs.XS_TRANSACTION_START, 1, 0, b"x\0").pack(), Message(xs.XS_WATCH_EVENT, 0, 0, b"").pack(),
+    Message(xs.XS_READ, 1, 0, b"").pack()[:7],
+])
+def test_what_answers_is_no_store(xenpy: Run, path: Path, reply: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        ask = [sys.executable, "-W", "error", "-m", "xenpy", "store", "-S", str(path), "read", "/"]
+        with subprocess.Popen(ask,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+            connected, _ = listener.accept()
+            with connected:
+                connected.recv(64)
+                connected.sendall(reply)
+                connected.shutdown(socket.SHUT_WR)
+                said, why = asking.communicate(timeout=60)
+    assert (asking.returncode, said) == (2, b"")
+    assert why.count(b"\n") == 1
+    assert b"no store" in why or b"has ended" in why
+
+
 class Racing:
     """Nodes that are gone by the time they are read."""
 
     def children(self, path: str) -> list[str]:
-        if path != "/":
+        if path == "/gone":
             raise KeyError(path)
-        return ["a", "gone", "b"]
+        return ["a", "gone", "b"] if path == "/" else []
 
     def read(self, path: str) -> bytes:
         if path == "/gone":
