@@ -19,6 +19,7 @@ _ALWAYS = {
     "tlb_unprotect_code_x86_64": "unprotect",
     "tlb_set_dirty_x86_64": "set_dirty",
     "tlb_set_page_with_attrs_x86_64": "set_page",
+    "cpu_restore_state_x86_64": "restore_state",
     "gettimeofday": "time_of_day",
 }
 _CHECK = "helper_check_exit_request_x86_64"

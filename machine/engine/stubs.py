@@ -43,6 +43,7 @@ NAMES = (
     "switch_bank",
     "flush_frame",
     "see",
+    "restore_state",
 )
 FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
@@ -50,6 +51,7 @@ _ENTRY_STRIDE = 16
 _TIME_CELL_WORDS = 2
 _ATTEMPTS = 16
 _DISP8 = 128
+_SYSCALL_SIZE, _RDTSC_SIZE = 0xF0, 0x138  # of helper_syscall and helper_rdtsc, up to their last call
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
 
 
@@ -109,6 +111,11 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "INLINE_PADDING": int.from_bytes(_inline_check(layout)[8:], "little"),
         "UC_EMU_STOP": library.address("uc_emu_stop"),
         "CHECK_EXIT_REQUEST": library.address("helper_check_exit_request_x86_64"),
+        "HELPER_SYSCALL": library.address("helper_syscall_x86_64"),
+        "HELPER_RDTSC": library.address("helper_rdtsc_x86_64"),
+        "SYSCALL_SIZE": _SYSCALL_SIZE,
+        "RDTSC_SIZE": _RDTSC_SIZE,
+        "RESTORE_STATE": library.address("cpu_restore_state_x86_64"),
         "TB_LOOKUP": library.address("tcg_tb_lookup_x86_64"),
         "RAISE_EXCEPTION_ERR": library.address("raise_exception_err_x86_64"),
         "TLB_PROTECT_CODE": library.address("tlb_protect_code_x86_64"),

@@ -542,3 +542,28 @@ see:
     add rax, rcx
 see_end:
     ret
+
+# cpu_restore_state(cpu, address in a block, will exit): RIP and the kind of flags as they were there, found by decoding what the
+# translator noted. The helpers of SYSCALL and RDTSC ask for it before their hooks, although their blocks store both in front of the
+# call: those callers, known by where they are called from, get nothing done.
+    .balign 16
+restore_state:
+    mov rax, [rdi + {OPAQUE}]
+    test rax, rax
+    jz restore_state_original
+    mov rcx, [rsp]
+    movabs rax, {HELPER_SYSCALL}
+    sub rcx, rax
+    cmp rcx, {SYSCALL_SIZE}
+    jb restore_state_known
+    mov rcx, [rsp]
+    movabs rax, {HELPER_RDTSC}
+    sub rcx, rax
+    cmp rcx, {RDTSC_SIZE}
+    jb restore_state_known
+restore_state_original:
+    movabs rax, {RESTORE_STATE}
+    jmp rax
+restore_state_known:
+    mov eax, 1
+    ret

@@ -276,6 +276,24 @@ def test_open_ports_of_a_32_bit_guest_answer_ring_1_only(cpl: int, answered: boo
         assert rig.handler.traps == [(0x82, 0, True, CODE + 4) if answered else (13, 0, False, CODE)]
 
 
+@pytest.mark.parametrize("engine", ENGINES, ids=["full", "degraded"])
+@pytest.mark.parametrize("instruction", ["syscall", "rdtsc"])
+def test_place_and_flags_are_known_in_the_middle_of_a_block(instruction: str, engine: EngineOptions) -> None:
+    """Also where the flags were not yet computed, and came to the block from the one before."""
+    code = f"sub ebx, ebx\njmp x\nx: {instruction}\nsetz sil\nadd ebx, -1\n{instruction}\nsets dil\nint 0x90"
+    with Rig(code, engine=engine) as rig:
+        seen: list[tuple[int, int]] = []
+
+        def look(core: Core) -> None:
+            seen.append((core.q[reg.RIP] - CODE, core.q[reg.R11] & reg.FLAGS_ARITHMETIC))
+
+        rig.handler.on["syscall"] = look
+        rig.run()
+        assert (rig.core.q[reg.RSI] & 0xFF, rig.core.q[reg.RDI] & 0xFF) == (1, 1)
+        assert seen in ([], [(6, reg.FLAG_ZF | reg.FLAG_PF), (15, reg.FLAG_SF | reg.FLAG_PF)])
+        assert bool(seen) is (instruction == "syscall")
+
+
 def test_syscall_sets_rcx_and_r11() -> None:
     with Rig("cmp eax, eax\nsyscall") as rig:
         rig.run()
