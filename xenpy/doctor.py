@@ -26,6 +26,8 @@ LIBRARIES: Final = ("unicorn", "keystone-engine", "capstone", "numpy", "click", 
 TOOLS: Final = (
     ("apt-get", "fetches GRUB, a Debian kernel and busybox for the guest tests"),
     ("dpkg-deb", "unpacks them"),
+    ("qemu-nbd", "reads qcow2 images"),
+    ("mke2fs", "makes disk images for the guest tests"),
     ("qemu-system-x86_64", "runs the same guests on real Xen, to compare"),
 )
 

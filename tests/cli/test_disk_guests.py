@@ -49,14 +49,14 @@ def test_a_root_disk_and_an_overlay(xenpy: Run, image: Path, tmp_path: Path) -> 
     before, stats = image.read_bytes(), tmp_path / "stats.json"
     overlay = ("--disk", f"vdev=xvda,overlay={tmp_path / 'changes'},target={image}")
     result = xenpy(*boot(), *overlay, "--stats", stats, "--disk-sched", "cello", "--disk-share", "weight=7",
-                   "--input", "echo one > /root/x", "--input", "poweroff")
+                   "--input", "echo one > /mnt/x", "--input", "poweroff")
     assert result.returncode == 0, (result.stdout[-2000:], result.stderr)
     disk, = json.loads(stats.read_text())["disks"]
     assert disk["scheduler"] == "cello"
     assert disk["errors"] == disk["guests"][0]["errors"] == 0
     assert disk["guests"][0]["writes"] > 0
     assert disk["flushes"] > 0
-    result = xenpy(*boot(), *overlay, "--input", "cat /root/x", "--until", "^one$")
+    result = xenpy(*boot(), *overlay, "--input", "cat /mnt/x", "--until", "^one$")
     assert result.returncode == 0, (result.stdout[-2000:], result.stderr)
     assert image.read_bytes() == before
 
@@ -64,7 +64,7 @@ def test_a_root_disk_and_an_overlay(xenpy: Run, image: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_what_was_synced_is_there_after_a_signal(image: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "xenpy", *map(str, boot()), "--disk", f"{image},,xvda",
-               "--input", "echo synced > /root/x; sync; echo now; while :; do echo more >> /root/y; done"]
+               "--input", "echo synced > /mnt/x; sync; echo now; while :; do echo more >> /mnt/y; done"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -75,20 +75,20 @@ def test_what_was_synced_is_there_after_a_signal(image: Path, number: signal.Sig
         _, said = process.communicate(timeout=100)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), said
     fsck(image)
-    assert content(image, "/root/x") == b"synced\n"
+    assert content(image, "/mnt/x") == b"synced\n"
 
 
 def test_a_power_cut(xenpy: Run, image: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     result = xenpy(*boot(), "--disk", f"{image},,xvda,write-cache", "--stats", stats, "--seed", 5,
                    "--disk-fault", "disk.power:device=xvda,after=700,times=1",
-                   "--input", "echo synced > /root/x; sync; n=0; while :; do echo $n > /root/$n; "
+                   "--input", "echo synced > /mnt/x; sync; n=0; while :; do echo $n > /mnt/$n; "
                               "sync; n=$((n+1)); done")
     assert result.returncode == 1, (result.stdout[-2000:], result.stderr)
     assert b"The power failed in <" in result.stderr
     assert json.loads(stats.read_text())["faults"][0]["fired"] == 1
     fsck(image)
-    assert content(image, "/root/x") == b"synced\n"
+    assert content(image, "/mnt/x") == b"synced\n"
 
 
 def test_errors_reach_the_guest_as_errors(xenpy: Run, image: Path, tmp_path: Path) -> None:
