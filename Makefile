@@ -50,7 +50,7 @@ bench-sched: $(PLOTS) fetch
 
 # Disk schedulers against each other, and what xenstore does in a second; plots go to bench-plots.
 bench-disk: $(PLOTS) fetch
-	@$(RUN) -m tools.bench --only disk-shares --only store --output bench-disk.json $(BENCH_ARGS)
+	@$(RUN) -m tools.bench --only disk-cache --only disk-shares --only store --output bench-disk.json $(BENCH_ARGS)
 
 $(PLOTS): $(STAMP)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev,plots]'

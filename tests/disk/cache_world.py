@@ -139,7 +139,7 @@ class DiskMemory:
         parts = [bytearray(length) for _, length in pieces]
         fill([memoryview(part) for part in parts])
         for (paddr, _), part in zip(pieces, parts, strict=True):
-            self._memory.write(paddr, part)
+            self._memory.write(paddr, bytes(part))
 
     def views(self, pieces: Any) -> list[memoryview]:
         return [self._memory.b[paddr : paddr + length] for paddr, length in pieces]

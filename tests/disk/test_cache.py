@@ -79,7 +79,7 @@ def test_two_domains_that_read_one_image_cause_the_disk_reads_of_one(layers: int
         assert alone.read(0, sector, count) == ram.data[sector * SECTOR : (sector + count) * SECTOR]
     one, ram.sectors_read = ram.sectors_read, 0
     assert one == SECTORS
-    shown = [Layer(ram) for _ in range(layers)] or [ram]
+    shown: list[Ram] = [Layer(ram) for _ in range(layers)] or [ram]
     both = Machine(*shown)
     for sector, count in places(1):
         for index in (0, 1):
@@ -176,6 +176,17 @@ def test_a_client_that_goes_leaves_its_reads_to_those_who_wait() -> None:
     assert machine.world.memory.read(machine.domains[0].frames[0] << 12, 8192) == before
     assert machine.world.memory.read(second.pieces[0][0], 16 * SECTOR) == ram.data[8 * SECTOR : 24 * SECTOR]
     machine.world.check()
+
+
+def test_a_client_that_goes_leaves_no_write_behind() -> None:
+    machine = Machine(image())
+    frame = machine.domains[0].frames[0] << 12
+    machine.queue(0).submit(
+        machine.clients[0], DiskRequest(Operation.WRITE, 8, 8, ((frame, 4096),), _never))
+    machine.queue(0).remove(machine.clients[0])
+    machine.world.run()
+    machine.read(1, 0, 24)
+    assert machine.world.cache.blocks.size == 3
 
 
 def _never(request: DiskRequest) -> None:

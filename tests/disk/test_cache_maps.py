@@ -411,7 +411,7 @@ def test_a_table_that_goes_lets_go_of_its_blocks() -> None:
     assert world.frames.references(mfn) == 2
     world.ops.forget(domain)  # type: ignore[arg-type]
     setting.check()
-    assert [mapping.domain for mapping in world.cache.mappings.all()] == [setting.domains[1]]
+    assert [mapping.domain.id for mapping in world.cache.mappings.all()] == [2]
 
 
 def test_detaching_a_disk_takes_its_blocks() -> None:
@@ -420,6 +420,26 @@ def test_detaching_a_disk_takes_its_blocks() -> None:
     setting.queue(0).remove(setting.clients[0])
     assert setting.entry(0) == 0
     assert setting.shown(1) == setting.block(8)
+    setting.check()
+
+
+def test_whoever_had_a_frame_before_cannot_write_the_block_in_it() -> None:
+    setting = Setting()
+    world = setting.world
+    world.cache.shrink(1000)
+    hog = world.owner(9)
+    world.heap.allocate(hog, world.heap.free)
+    mfn = setting.domains[0].frames[5]
+    setting.touch(0, 5)
+    assert (mfn, True) in setting.vcpu(0).core.tlb.values()
+    assert setting.set(0, 5, 0) == 0
+    world.types.drop_own_reference(mfn)
+    assert world.heap.free == 1
+    world.read(setting.queue(1), setting.clients[1], 0, 8, setting.domains[1].frames[40])
+    assert world.cache.filling == 1
+    assert not setting.vcpu(0).core.tlb
+    world.run()
+    assert world.cache.blocks.at(mfn).number == 0
     setting.check()
 
 

@@ -28,6 +28,10 @@ def pattern(stamp: int) -> bytes:
     return (stamp | stamp << 32).to_bytes(8, "little") * 64
 
 
+def _unset(request: DiskRequest) -> None:
+    raise AssertionError(f"{request} was never begun")
+
+
 class Outstanding:
     """A request on its way, and what each of its sectors may hold when it is done."""
 
@@ -136,7 +140,7 @@ class Storm:
             pieces.append((address, part * SECTOR))
             address += part * SECTOR
             left -= part
-        request = DiskRequest(operation, sector, count, tuple(pieces), self.finished)
+        request = DiskRequest(operation, sector, count, tuple(pieces), _unset)
         if operation == Operation.WRITE:
             self.stamp += 1
             self.world.memory.write(pieces[0][0], pattern(self.stamp) * count)

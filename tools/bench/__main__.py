@@ -17,6 +17,7 @@ from tools.bench import (
     boot,
     cost,
     determinism,
+    disk_cache,
     disk_shares,
     memory,
     memory_loops,
@@ -120,7 +121,7 @@ def sameness(report: Report, rounds: int, say: Say) -> None:
 
 PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
     "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
-    "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
+    "disk-cache": disk_cache.measure, "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
     "sched-guests": sched_guests.measure, "sched-cost": sched_cost.measure,
     "store": store.measure,
 }
