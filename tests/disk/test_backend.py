@@ -14,8 +14,11 @@ from firmware.abi import xen
 from firmware.abi.io_protocols import XEN_IO_PROTO_ABI_X86_32, XEN_IO_PROTO_ABI_X86_64
 from firmware.disk.backend import BlockBackend
 from firmware.disk.extents import Extent
-from firmware.disk.held import MOST_PERSISTENT
+from firmware.disk.held import MOST_PERSISTENT, HeldGrants
+from firmware.disk.transfer import Transfer
+from firmware.memory.backend_grants import BackendGrants
 from firmware.memory.frames import L1_TABLE
+from machine.disk import DiskRequest, Operation
 from tests.disk.frontend import ERROR, FRAME, OKAY, UNSUPPORTED, Frontend
 from tests.disk.rig import SECTOR, TIME_NS, Ram, Rig
 
@@ -209,6 +212,7 @@ def test_bad_requests_are_refused_and_leave_nothing(protocol: str, persistent: b
     if not persistent:
         assert front.rig.counts(front.domain) == before
         assert backend.grants_in_use == uses
+        assert list(front.rig.floor.grants.table(front.domain.memory).active) == front.rings[0].refs
     assert front.fill(0, PATTERN[:FRAME]) == [OKAY]
     assert backend.statistics.errors == len(requests)
 
@@ -303,6 +307,37 @@ def test_persistent_grants_are_kept_up_to_a_bound_and_the_oldest_goes() -> None:
     assert backend.grants_in_use == 0
 
 
+def test_a_kept_grant_that_makes_room_stays_held_for_a_second_user() -> None:
+    rig = Rig()
+    front = Frontend(rig, rig.domain())
+    uses = BackendGrants(rig.floor.grants, rig.floor.types, front.domain.memory)
+    held = HeldGrants(uses, persistent=True, limit=1)
+    (_, one), (_, two) = front.buffer(), front.buffer()
+    first, second = held.take(one, readonly=False), held.take(one, readonly=False)
+    assert first is not None
+    assert second is not None
+    held.give(first)
+    third = held.take(two, readonly=False)
+    assert third is not None
+    assert uses.uses == 2, "the second user's and the new one"
+    held.give(second)
+    held.give(third)
+    assert uses.uses == held.kept == 1
+    held.clear()
+    assert uses.uses == 0
+
+
+def test_a_cancelled_transfer_says_nothing_more() -> None:
+    ended: list[Transfer] = []
+    transfer = Transfer(1, READ, [], lambda request: None, ended.append)
+    request = DiskRequest(Operation.FLUSH, 0, 0, (), transfer.done)
+    transfer.stage(request)
+    transfer.start()
+    transfer.cancel()
+    transfer.done(request)
+    assert ended == []
+
+
 def test_one_grant_twice_in_a_persistent_request() -> None:
     front, backend, _ = made(Rig(), persistent=True)
     _, ref = front.buffer()
@@ -355,6 +390,20 @@ def test_a_ring_beyond_its_size_is_no_longer_served() -> None:
     front.state(xenbus.XenbusStateInitialising)
     front.connect()
     assert front.fill(0, PATTERN[:FRAME]) == [OKAY]
+
+
+def test_a_producer_that_goes_back_gives_nothing_to_take() -> None:
+    front, backend, _ = made(Rig())
+    ring = front.rings[0]
+    _, ref = front.buffer()
+    front.send(*(front.request(READ, 0, [(ref, 0, 0)]) for _ in range(3)))
+    ring.publish(ring.req_prod - 2)
+    ring.kick()
+    assert backend.in_flight == 3
+    assert not backend.halted
+    ring.publish()
+    front.rig.run()
+    assert [response.status for response in ring.responses()] == [OKAY] * 3
 
 
 @pytest.mark.parametrize("jump", [-1, -5, 33, 1 << 31, (1 << 32) - 1])

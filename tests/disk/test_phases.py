@@ -180,6 +180,8 @@ BAD_OFFERS = {
     "unknown protocol": ({"protocol": "arm-abi"}, "38 unknown fe protocol arm-abi"),
     "too many pages": ({"ring-page-order": "5"}, "22 requested ring page order 5 exceed max:4"),
     "pages that are missing": ({"ring-page-order": "2"}, "2 reading {}/ring-ref1"),
+    "a page that is not granted": (
+        {"ring-page-order": "1", "ring-ref1": "7"}, "22 mapping ring-ref 7: grant status -1"),
     "no queues": (
         {"multi-queue-num-queues": "0"}, "38 guest requested 0 queues, exceeding the maximum of 4."),
     "too many queues": (
@@ -198,7 +200,7 @@ def test_an_offer_that_is_no_good_is_said_in_the_store_and_nothing_is_held(name:
         offer = {"ring-ref": front.grant(mfn), **offer}
     if name == "no port":
         del offer["event-channel"]
-    if name == "pages that are missing":
+    if "ring-page-order" in nodes:
         offer |= {"ring-ref0": front.grant(mfn)}
     for node, value in offer.items():
         rig.store.write(f"{front.base}/{node}", str(value))
@@ -214,6 +216,29 @@ def test_an_offer_that_is_no_good_is_said_in_the_store_and_nothing_is_held(name:
     front.state(xenbus.XenbusStateInitialising)
     front.connect()
     assert front.fill(0, b"\1" * SECTOR) == [OKAY]
+
+
+def test_a_port_made_for_another_domain_is_refused() -> None:
+    rig, domain, front = one()
+    number = front.port()
+    domain.events.ports[number].remote_domain = 5
+    front.write(ring_ref=front.grant(front.page()), event_channel=number)
+    front.state(xenbus.XenbusStateInitialised)
+    assert rig.backend_state(domain) == CLOSING
+    assert domain.events.ports[number].state is State.UNBOUND
+
+
+def test_when_the_second_of_two_queues_is_no_good_the_first_is_let_go_of() -> None:
+    rig, domain, front = one()
+    before = rig.counts(domain)
+    front.write(multi_queue_num_queues=2)
+    port = front.port()
+    rig.store.write(f"{front.base}/queue-0/ring-ref", str(front.grant(front.page())))
+    rig.store.write(f"{front.base}/queue-0/event-channel", str(port))
+    front.state(xenbus.XenbusStateInitialised)
+    assert rig.backend_state(domain) == CLOSING
+    assert rig.counts(domain) == before
+    assert domain.events.ports[port].state is State.UNBOUND
 
 
 def test_a_ring_whose_indices_cannot_be_is_refused() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from tools.mutants.areas import (
+    block_backend,
     block_cache,
     counts,
     descriptors,
@@ -45,6 +46,7 @@ AREAS: Final[tuple[Area, ...]] = (
     stores.AREA,
     vcpus.AREA,
     emulated_disk.AREA,
+    block_backend.AREA,
     block_cache.AREA,
     native.AREA,
     fair_shares.AREA,
