@@ -287,10 +287,13 @@ def test_a_run_below_a_limit_takes_no_more_than_it_needs() -> None:
 
 
 def test_the_limit_holds_and_may_change() -> None:
-    machine = Machine(image(), limit=64)
+    ram = image()
+    machine = Machine(ram, limit=64)
     for sector in range(0, SECTORS, 8):
         machine.read(0, sector, 8)
     assert machine.world.cache.blocks.size == 64
+    assert machine.world.cache.statistics.evicted == 256 - 64
+    assert machine.world.cache.find(ram, 255) is not None
     machine.world.cache.set_limit(10)
     assert machine.world.cache.blocks.size == machine.world.heap.cached == 10
     machine.world.cache.set_limit(0)

@@ -443,13 +443,37 @@ def test_whoever_had_a_frame_before_cannot_write_the_block_in_it() -> None:
     setting.check()
 
 
+def test_whoever_had_a_block_before_does_not_see_the_next_in_its_frame() -> None:
+    setting = Setting()
+    world = setting.world
+    assert setting.map(0, 3) == 0
+    world.cache.set_limit(8)
+    world.heap.allocate(world.owner(9), world.heap.free)
+    setting.touch(0)
+    mfn = (setting.entry(0) & ADDRESS) >> 12
+    assert setting.set(0, 0, 0) == 0
+    assert setting.unmap(0) == -ENOENT
+    chance = random.Random(3)
+    frames = set()
+    while world.cache.find(setting.media[0], 3) is not None:
+        assert setting.vcpu(0).core.tlb
+        place = chance.choice([block for block in range(16) if block != 3])
+        world.read(setting.queue(1), setting.clients[1], place * 8, 8, setting.domains[1].frames[40])
+        frames = {fill.frames[0] for fill in world.cache.fills()}
+        world.run()
+    assert world.cache.statistics.evicted
+    assert frames == {mfn}
+    assert not setting.vcpu(0).core.tlb
+    setting.check()
+
+
 class MapStorm(Setting):
     """Random calls on page tables, disks and memory; every translation a core has stays allowed."""
 
     def __init__(self, seed: int, pv32: bool) -> None:
         self.random = random.Random(seed)
         base = image("base")
-        super().__init__(Layer(base), Layer(base), pv32=pv32, limit=40)
+        super().__init__(Layer(base), Layer(base), pv32=pv32, limit=24)
         self.world.cache.quota = 12
         self.seen: dict[tuple[int, int, int], Any] = {}
         self.hog = self.world.owner(9)
