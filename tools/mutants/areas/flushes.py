@@ -245,8 +245,8 @@ AREA: Final = Area(
         Mutant(
             "a freed frame is stamped",
             HEAP,
-            "frames.stamps[mfn] = self._shootdown.clock\n        if self.m2p",
-            "if self.m2p",
+            "frames.stamps[mfn] = self._shootdown.clock\n        if frames.owners",
+            "if frames.owners",
         ),
         Mutant(
             "a freed frame of Xen's is stamped",
