@@ -2,7 +2,7 @@
 
 Blocks are named by what holds them: an image that never changes (`Medium.image`), which many disks may show,
 or the medium of one disk. Memory goes back to the heap as soon as somebody needs it: blocks nobody maps go
-first, in the order of replacement, then those that are mapped, the first mapped first.
+first, in the order of replacement, then those that are mapped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from firmware.abi.block_cache import BLKCACHE_absent, BLKCACHE_cached, BLKCACHE_pending
 from firmware.abi.errno import EAGAIN, ENOENT, ENOMEM, ENOSPC
-from firmware.disk.cache_maps import Mapping, Mappings
+from firmware.disk.cache_maps import SOME, Mapping, Mappings
 from firmware.disk.cache_reads import Fill
 from firmware.disk.cache_store import Block, BlockStore
 from firmware.domain.domain import Domain
@@ -88,7 +88,10 @@ class BufferCache:
             return None
         mfn = frames.take() if blocks.size + self.filling < self.limit else None
         if mfn is None:
-            block = blocks.victim() or self._unpinned()
+            block = blocks.victim()
+            if block is None:
+                self._settle_pinned()
+                block = blocks.victim()
             if block is None:
                 return None
             self.statistics.evicted += 1
@@ -103,13 +106,12 @@ class BufferCache:
             self.filling += 1
         return mfn
 
-    def _unpinned(self) -> Block | None:
-        """A block that was mapped, and is not any more without anybody having said so."""
-        for block in self.blocks.all_pinned():
+    def _settle_pinned(self) -> None:
+        """Find out of some blocks that were mapped whether they still are."""
+        for block in self.blocks.some_pinned(SOME):
             if not self.frames.mapped(block.mfn):
                 for mapping in self.mappings.of(block):
                     self.mappings.settle(mapping)
-        return self.blocks.victim()
 
     def _unmapped(self, block: Block) -> None:
         self.blocks.unpin(block)
@@ -220,12 +222,13 @@ class BufferCache:
             return -ENOENT
         mappings = self.mappings
         if mappings.count(domain) >= self.quota:
-            for mapping in mappings.of_domain(domain.id):
-                mappings.settle(mapping)
+            mappings.tidy(domain)
             if mappings.count(domain) >= self.quota:
                 return -ENOSPC
         if not mappings.of(block) and (self.blocks.pinned + 1) * PINNED_PART > self.limit:
-            return -ENOMEM
+            self._settle_pinned()
+            if (self.blocks.pinned + 1) * PINNED_PART > self.limit:
+                return -ENOMEM
         mappings.add(Mapping(at, block, domain, medium, number), user=user)
         block.touched = True
         self.blocks.pin(block)

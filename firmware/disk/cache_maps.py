@@ -7,13 +7,17 @@ it matters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from firmware.abi.block_cache import VIRQ_BLKCACHE
 from firmware.disk.cache_store import Block
 from firmware.domain.domain import Domain
 from firmware.memory.block_frames import BlockFrames
 from machine.disk import Medium
+
+SOME: Final = 16
+"""Mappings that are looked at in one call, so that none takes long."""
 
 
 class Mapping:
@@ -91,6 +95,13 @@ class Mappings:
             return True
         self._forget(mapping)
         return False
+
+    def tidy(self, domain: Domain) -> None:
+        """Find out of some of a domain's mappings, others each time, whether they still are."""
+        mine = self._domains.get(domain.id, {})
+        for mapping in list(islice(mine.values(), SOME)):
+            if self.settle(mapping):
+                mine[mapping.at] = mine.pop(mapping.at)
 
     def drop(self, mapping: Mapping) -> None:
         """The domain asked for it: the entry is not present any more."""

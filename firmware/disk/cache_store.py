@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from itertools import islice
 from typing import Final
 
 BLOCK_SHIFT: Final = 12
@@ -102,12 +103,15 @@ class BlockStore:
         """How many somebody maps, or did when that was last looked at."""
         return len(self._pinned)
 
-    def all_pinned(self) -> list[Block]:
-        """Those, in the order in which they were mapped first."""
-        return list(self._pinned)
+    def some_pinned(self, count: int) -> list[Block]:
+        """Up to so many of those, others each time."""
+        found = list(islice(self._pinned, count))
+        for block in found:
+            self._pinned.move_to_end(block)
+        return found
 
     def first_pinned(self) -> Block | None:
-        """The one that was mapped first."""
+        """One of them, mostly the one that was mapped first."""
         return next(iter(self._pinned), None)
 
     def victim(self) -> Block | None:

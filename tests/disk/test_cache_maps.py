@@ -313,22 +313,37 @@ def test_mapped_blocks_stay_while_others_make_room() -> None:
 
 
 def test_a_mapping_that_the_guest_took_away_holds_nothing() -> None:
-    setting = Setting(limit=2 * BLOCKS)
-    for block in range(BLOCKS):
-        assert setting.map(0, block, 30) == 0
-    assert setting.set(0, 30, 0) == 0
-    assert setting.unmap(0, 30) == -ENOENT
-    assert setting.map(0, 5, 30) == 0
-    assert setting.set(0, 30, 0) == 0
-    setting.world.cache.set_limit(BLOCKS)
+    setting = Setting(limit=BLOCKS)
+    for block in range(BLOCKS // 2):
+        assert setting.map(0, block, 50) == setting.map(0, block, block) == 0
+    assert setting.map(1, BLOCKS - 1) == -ENOMEM
+    assert setting.set(0, 5, 0) == 0
+    assert setting.unmap(0, 5) == -ENOENT
+    for block in range(4, 30):
+        assert setting.set(0, block, 0) == 0
+    assert setting.map(1, BLOCKS - 1) == 0
+
+
+def test_blocks_that_are_not_mapped_any_more_make_room() -> None:
+    setting = Setting()
+    world = setting.world
+    for block in range(12):
+        assert setting.map(0, block, block) == 0
+    world.cache.set_limit(12)
+    assert world.cache.blocks.pinned == 12
+    world.heap.allocate(world.owner(9), world.heap.free)
     more = image()
-    queue = setting.world.queue(more)
-    client = setting.world.attach(setting.domains[1], queue)
-    for sector in range(0, SECTORS, 8):
-        setting.world.read(queue, client, sector, 8, setting.domains[1].frames[40])
-        setting.world.run()
+    queue = world.queue(more)
+    client = world.attach(setting.domains[1], queue)
+    world.read(queue, client, 0, 8, setting.domains[1].frames[40])
+    world.run()
+    assert world.cache.find(more, 0) is None
+    assert setting.set(0, 3, 0) == 0
+    world.read(queue, client, 0, 8, setting.domains[1].frames[40])
+    world.run()
+    assert world.cache.find(more, 0) is not None
+    assert world.cache.find(setting.media[0], 3) is None
     setting.check()
-    assert not setting.world.cache.mappings.all() or setting.world.cache.blocks.pinned <= 1
 
 
 def test_quotas_hold() -> None:
