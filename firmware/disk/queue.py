@@ -184,7 +184,7 @@ class RequestQueue:
 
     def _indirect(self, raw: bytes) -> None:
         _, operation, count, ident, sector = self._dialect.indirect.unpack_from(raw)
-        if operation not in INDIRECT_WRITES or not 0 < count <= MOST_INDIRECT:
+        if operation not in INDIRECT_WRITES or count > MOST_INDIRECT:
             self._refuse(ident, operation)
             return
         refs = self._dialect.grefs.unpack_from(raw, self._dialect.grefs_at)

@@ -18,9 +18,9 @@ from firmware.disk.held import MOST_PERSISTENT, HeldGrants
 from firmware.disk.transfer import Transfer
 from firmware.memory.backend_grants import BackendGrants
 from firmware.memory.frames import L1_TABLE
-from machine.disk import DiskRequest, Operation
+from machine.disk import SECTOR, DiskRequest, Operation
 from tests.disk.frontend import ERROR, FRAME, OKAY, UNSUPPORTED, Frontend
-from tests.disk.rig import SECTOR, TIME_NS, Ram, Rig
+from tests.disk.rig import TIME_NS, Ram, Rig
 
 READ, WRITE = blkif.BLKIF_OP_READ, blkif.BLKIF_OP_WRITE
 FLUSH, BARRIER = blkif.BLKIF_OP_FLUSH_DISKCACHE, blkif.BLKIF_OP_WRITE_BARRIER
@@ -116,6 +116,18 @@ def test_a_flush_with_data_writes_after_it() -> None:
     assert ram.flushed[8 * 512 : 16 * 512] == bytes(FRAME)
 
 
+def test_after_a_flush_that_failed_nothing_is_written() -> None:
+    front, _, ram = made(Rig())
+    _, ref = front.buffer(PATTERN[:FRAME])
+    ram.fail = errno.EIO
+    front.send(front.request(FLUSH, 8, [(ref, 0, 7)]))
+    front.rig.run(TIME_NS)
+    ram.fail = 0
+    front.rig.run()
+    assert [response.status for response in front.rings[0].responses()] == [ERROR]
+    assert not any(ram.data)
+
+
 def test_a_barrier_waits_for_what_was_before_and_holds_back_what_comes_after() -> None:
     front, _, ram = made(Rig())
     one, two, three = (front.buffer(bytes([value]) * FRAME)[1] for value in (1, 2, 3))
@@ -187,7 +199,7 @@ def bad_requests(front: Frontend) -> dict[str, bytes]:
         "discard beyond the disk": front.discard(2040, 9),
         "discard whose sum overflows": front.discard(8, (1 << 64) - 1),
         "indirect without segments": front.indirect(READ, 0, [], count=0),
-        "indirect with 257 segments": front.indirect(READ, 0, [segment] * 257),
+        "indirect with 257 segments": front.indirect(READ, 0, [(good, 0, 0)] * 257),
         "indirect with 65535 segments": front.indirect(READ, 0, [segment], count=65535),
         "indirect of no page": front.indirect(READ, 0, [segment], pages=[7]),
         "indirect with segments of nothing": front.indirect(WRITE, 0, [segment] * 3, pages=[indirect]),
@@ -364,6 +376,12 @@ def test_notifications_follow_the_ring_s_rules() -> None:
     front.rig.run()
     assert not pending()
     assert len(ring.responses()) == 3
+    ring.put(12, (ring.rsp_cons + 2).to_bytes(4, "little"))
+    for told in (False, True):
+        front.send(front.request(READ, 0, [(ref, 0, 0)]))
+        front.rig.run()
+        assert pending() is told, "the frontend asked to hear of the second response"
+    ring.responses()
     ring.push(front.request(READ, 0, [(ref, 0, 0)]))
     assert ring.publish(), "the back end slept and asked for the next request"
     ring.kick()

@@ -15,8 +15,9 @@ from firmware.abi import io_xenbus as xenbus
 from firmware.abi.io_protocols import XEN_IO_PROTO_ABI_X86_32
 from firmware.disk.extents import Extent
 from firmware.memory.frames import ALLOCATED, L1_TABLE, XEN_HEAP
+from machine.disk import SECTOR
 from tests.disk.frontend import OKAY, Frontend
-from tests.disk.rig import SECTOR, TIME_NS, Rig
+from tests.disk.rig import TIME_NS, Rig
 
 HALF = 1024
 """Sectors of each domain's part of the one disk."""

@@ -13,8 +13,9 @@ from firmware.disk.extents import Extent
 from firmware.disk.vbd import VirtualDisk
 from firmware.domain.domain import Domain
 from firmware.events import State
+from machine.disk import SECTOR
 from tests.disk.frontend import OKAY, Frontend
-from tests.disk.rig import SECTOR, Rig
+from tests.disk.rig import Rig
 
 READ, WRITE = blkif.BLKIF_OP_READ, blkif.BLKIF_OP_WRITE
 INIT_WAIT, CONNECTED = xenbus.XenbusStateInitWait, xenbus.XenbusStateConnected
