@@ -33,7 +33,7 @@ HEADERS: Final = (
     "features", "elfnote", "nmi", "platform", "io/console", "io/xs_wire", "io/xenbus", "io/blkif",
     "arch-x86/cpuid", "arch-x86/xen-mca", "trace",
 )
-NOT_HEADERS: Final = ("layout", "errno")
+NOT_HEADERS: Final = ("layout", "errno", "block_cache")
 
 TYPES: Final = {
     "evtchn_status_interdomain": "typeof(((struct evtchn_status *)0)->u.interdomain)",

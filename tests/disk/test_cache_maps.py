@@ -276,8 +276,20 @@ def test_a_write_takes_a_block_away_from_those_who_see_it_written(layered: bool)
         assert setting.entry(1) == 0
         assert not setting.vcpu(1).core.tlb
     assert setting.entry(1, 1)
+    setting.write(1, 9)
+    assert setting.shown(1, 1) == bytes(base.data[4096:8192] if layered else setting.block(1))
     setting.world.run()
     setting.check()
+
+
+def test_a_place_that_the_guest_uses_otherwise_is_left_alone() -> None:
+    setting = Setting()
+    own = setting.domains[0].frames[5] << 12 | PRESENT | RW | USER
+    assert setting.map(0, 7) == 0
+    assert setting.set(0, 0, own) == 0
+    setting.write(1, 7)
+    assert setting.entry(0) & (ADDRESS | PRESENT) == own & (ADDRESS | PRESENT)
+    assert not setting.virqs(0)
 
 
 def test_all_memory_comes_back_from_those_who_map_it() -> None:
@@ -480,6 +492,17 @@ def test_whoever_had_a_block_before_does_not_see_the_next_in_its_frame() -> None
     assert frames == {mfn}
     assert not setting.vcpu(0).core.tlb
     setting.check()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_interface_is_the_same_for_guests_of_both_widths(wide: bool) -> None:
+    layouts = (abi.blkcache_info, abi.blkcache_query, abi.blkcache_map, abi.blkcache_unmap)
+    assert [layout.of(wide).size for layout in layouts] == [16, 16, 24, 16]
+    assert abi.blkcache_map.of(wide).offset == {"vdev": 0, "flags": 4, "block": 8, "host_addr": 16}
+    assert abi.blkcache_unmap.of(wide).offset == {"flags": 0, "pad": 4, "host_addr": 8}
+    assert abi.blkcache_query.of(wide).offset == {"vdev": 0, "state": 4, "block": 8}
+    assert abi.__HYPERVISOR_block_cache_op == xen.__HYPERVISOR_arch_6
+    assert abi.VIRQ_BLKCACHE == xen.VIRQ_ARCH_6
 
 
 class MapStorm(Setting):

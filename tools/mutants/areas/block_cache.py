@@ -77,7 +77,7 @@ AREA: Final = Area(
         Mutant("entries are in a table", FRAMES,
                "and word & VALID_MASK == L1_TABLE | VALIDATED and word >= ONE", ""),
         Mutant("an entry that changed is left alone", FRAMES,
-               "if not self.holds(at, mfn, owner):\n            return False\n", ""),
+               "if not self.holds(at, mfn, owner):", "if False:"),
         Mutant("a block taken away is in no TLB", FRAMES,
                "types.shootdown.older(owner, types.shootdown.clock, mfn)", "pass"),
         Mutant("a block taken away is let go of", FRAMES,
