@@ -26,10 +26,11 @@ from xenpy.system import System
 
 pytestmark = pytest.mark.guest
 
+GUEST_HOME = "/root"
 FILES = 60
 CHURN = b"""
 set -e
-cd /root
+cd
 tar xf tree.tar
 dd if=/dev/urandom of=big bs=64k count=96 2>/dev/null
 turn=0
@@ -44,7 +45,7 @@ rm -r copy0
 sync
 echo 3 > /proc/sys/vm/drop_caches
 dd if=big of=/mnt/big bs=300k 2>/dev/null
-(cd /root && find tree copy1 copy2 big -type f | sort | xargs sha256sum) > /root/sums
+find tree copy1 copy2 big -type f | sort | xargs sha256sum > sums
 cmp big /mnt/big
 sync
 echo churned
@@ -114,7 +115,8 @@ def content(image: Path, path: str) -> bytes:
 
 def check_files(image: Path, files: dict[str, bytes]) -> None:
     """Every file has the sum that the guest wrote down, and the contents that it should have."""
-    sums = dict(reversed(line.split("  ", 1)) for line in content(image, "/root/sums").decode().splitlines())
+    lines = content(image, f"{GUEST_HOME}/sums").decode().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     expected = {
         **files,
         **{
@@ -125,8 +127,8 @@ def check_files(image: Path, files: dict[str, bytes]) -> None:
     assert set(sums) == {*expected, "big"}
     for name, data in expected.items():
         assert sums[name] == hashlib.sha256(data).hexdigest(), name
-        assert content(image, f"/root/{name}") == data, name
-    big = content(image, "/root/big")
+        assert content(image, f"{GUEST_HOME}/{name}") == data, name
+    big = content(image, f"{GUEST_HOME}/big")
     assert len(big) == 96 << 16
     assert hashlib.sha256(big).hexdigest() == sums["big"]
     assert content(image, "/mnt/big") == big
@@ -160,7 +162,7 @@ def test_linux_lives_on_its_disk_and_leaves_it_clean(way: str, tmp_path: Path) -
             assert store.read(f"{front}/feature-persistent") == b"0"
         if "queues" in way:
             assert store.read(f"{front}/multi-queue-num-queues") == b"2"
-        assert "churned" in command(guest, "sh /root/churn.sh")
+        assert "churned" in command(guest, "sh ~/churn.sh")
         guest.console.send("poweroff\n")
         system.run(within=100)
         assert guest.ended
@@ -178,7 +180,7 @@ def test_disks_come_and_go_while_linux_runs(tmp_path: Path) -> None:
     require_guest("disk.cpio")
     image, other, plain = tmp_path / "root.ext4", tmp_path / "data.ext4", tmp_path / "plain"
     disk_image.build(image, 32)
-    disk_image.build(other, 32, {"root/hello": b"from the second disk\n"})
+    disk_image.build(other, 32, {"hello": b"from the second disk\n"})
     plain.write_bytes(bytes(range(256)) * 2 * 4096)
     with machine(image) as (system, disk):
         parts = system.machine
@@ -190,9 +192,9 @@ def test_disks_come_and_go_while_linux_runs(tmp_path: Path) -> None:
         domain = domain_of(system, guest)
         for turn in range(2):
             backend = attach(system, guest, "xvdb", second)
-            assert command(guest, "usleep 100000; mount -t ext4 /dev/xvdb /mnt; cat /mnt/root/hello") == (
+            assert command(guest, "usleep 100000; mount -t ext4 /dev/xvdb /mnt; cat /mnt/hello") == (
                 "from the second disk")
-            assert command(guest, f"echo {turn} >> /mnt/root/turns; umount /mnt") == ""
+            assert command(guest, f"echo {turn} >> /mnt/turns; umount /mnt") == ""
             assert not system.hypervisor.detach_disk(domain, "xvdb")
             assert command(guest, "usleep 100000; ls /dev/xvdb || echo gone").endswith("gone")
             assert backend.grants_in_use == 0
@@ -209,7 +211,7 @@ def test_disks_come_and_go_while_linux_runs(tmp_path: Path) -> None:
     assert plain.read_bytes() == bytes(range(256)) * 2 * 4096
     fsck(image)
     fsck(other)
-    assert content(other, "/root/turns") == b"0\n1\n"
+    assert content(other, "/turns") == b"0\n1\n"
 
 
 @pytest.mark.parametrize(("image", "protocol"), [
