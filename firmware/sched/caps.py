@@ -62,6 +62,8 @@ class Caps:
             budget.vcpus = max(vcpus, 1)
         elif budget is not None:
             del self._budgets[domain]
+            for vcpu in [vcpu for vcpu in self._reserved if vcpu.domain.id == domain]:
+                del self._reserved[vcpu]
             self._release(budget, now)
 
     def set_period(self, period: int, now: int) -> None:
@@ -84,10 +86,13 @@ class Caps:
         return bool(self._budgets)
 
     def reserve(self, vcpu: VCpu, now: int) -> int | None:
-        """For how many ns a vCPU may run now: None without a cap, 0 when its domain has used it up."""
+        """For how many ns a vCPU may run now: None without a cap, 0 when its domain has used it up. What it
+        has reserved already, for a turn that did not come to be, is its domain's again first.
+        """
         budget = self._budgets.get(vcpu.domain.id)
         if budget is None:
             return None
+        budget.left += self._reserved.pop(vcpu, 0)
         if now >= budget.next:
             self._replenish(budget, now)
         left = budget.left
@@ -114,6 +119,7 @@ class Caps:
         budget = self._budgets.get(vcpu.domain.id)
         if budget is None:
             return False
+        budget.left += self._reserved.pop(vcpu, 0)
         if now >= budget.next:
             self._replenish(budget, now)
         if budget.left > budget.nothing:

@@ -17,6 +17,8 @@ from firmware.sched.policy import Policy, policy_by_name
 from firmware.sched.pool import CpuPool
 from firmware.sched.scheduler import Scheduler
 
+CARRIED: Final = ("weight", "cap")
+"""Shares that mean the same under every policy that has them."""
 DEFAULT_POOL: Final = 0
 """The pool every machine has; new domains go there."""
 
@@ -114,19 +116,20 @@ class SchedulerControl:
             self._move(core, pool)
 
     def move_domain(self, domain: Domain, name: str | int) -> None:
-        """Have a domain's vCPUs run in another pool; shares of the same name (weight, cap) go on to hold."""
+        """Have a domain run in another pool. Its weight and cap go on to hold, and all of its share if
+        that pool has the same policy.
+        """
         pool = self.pool(name)
         now = self._scheduler.now()
         moving = [vcpu for vcpu in domain.vcpus if vcpu.pool != pool.id]
         if not moving:
             return
         old = self._scheduler.pools[moving[0].pool]
-        self._carry_share(old, pool, domain, now)
         joined: list[VCpu] = []
-        homes = {}
         try:
+            _carry_share(old.policy, pool.policy, domain, now)
             for vcpu in moving:
-                homes[vcpu] = pool.add(vcpu, now)
+                pool.add(vcpu, now)
                 joined.append(vcpu)
         except ParameterError:
             for vcpu in joined:
@@ -145,8 +148,8 @@ class SchedulerControl:
 
     def set_policy(self, name: str, settings: Mapping[str, Value] | None = None,
                    pool: str | int = DEFAULT_POOL) -> None:
-        """Have another policy, or the same from its beginnings, decide in a pool from now on. Shares of the
-        same name (weight, cap) go on to hold.
+        """Have another policy, or the same from its beginnings, decide in a pool. Weights and caps
+        go on to hold; under the same policy, all shares do.
         """
         target = self.pool(pool)
         now = self._scheduler.now()
@@ -154,8 +157,7 @@ class SchedulerControl:
         domains = {vcpu.domain.id: vcpu.domain for vcpu in target.vcpus}
         try:
             for domain in domains.values():
-                carried = _shared(old.domain_share(domain.id), made.domain_share(domain.id))
-                made.set_share(domain, carried, now)
+                _carry_share(old, made, domain, now)
             for vcpu in target.vcpus:
                 made.insert(vcpu, now)
         except ParameterError:
@@ -250,14 +252,16 @@ class SchedulerControl:
         pool.add_core(core, now)
         scheduler.assign(core, pool)
 
-    @staticmethod
-    def _carry_share(old: CpuPool, new: CpuPool, domain: Domain, now: int) -> None:
-        carried = _shared(old.policy.domain_share(domain.id), new.policy.domain_share(domain.id))
-        new.policy.set_share(domain, carried, now)
 
-
-def _shared(old: Mapping[str, Value], new: Mapping[str, Value]) -> dict[str, Value]:
-    return {name: value for name, value in old.items() if name in new}
+def _carry_share(old: Policy, new: Policy, domain: Domain, now: int) -> None:
+    share, own = old.domain_share(domain.id), new.domain_share(domain.id)
+    alike = old.name == new.name
+    new.set_share(domain, {name: value for name, value in share.items()
+                           if alike or (name in CARRIED and name in own)}, now)
+    for vcpu in domain.vcpus if alike else ():
+        single = old.shares.get((domain.id, vcpu.id))
+        if single is not None:
+            new.set_share(domain, single, now, vcpu)
 
 
 def members(mask: int) -> list[int]:

@@ -59,6 +59,7 @@ class GangScheduling(Policy):
         for vcpu in self.pool.vcpus:
             if vcpu.runnable and not vcpu.scheduled:
                 made.wake(vcpu, now)
+        made.tuned(now)  # it may not have heard yet of those that run
         for core in self.pool.cores:
             if self.pool.running(core) is not None:
                 self.pool.poke(core, now)

@@ -8,12 +8,15 @@ the slowest, so that sleep is neither punished nor rewarded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firmware.domain.vcpu import VCpu
 from firmware.sched.balance import TICK, Balance
 from firmware.sched.parameters import Value
 from firmware.sched.policy import MICROSECOND, MILLISECOND, Pool
+
+if TYPE_CHECKING:
+    from machine.clock import Event
 
 LOOK: Final = 1 * MILLISECOND
 """The shortest turn, and how often a logical CPU that only has leaders looks at them again."""
@@ -42,8 +45,8 @@ class Relaxed(Balance):
         self._progress: dict[VCpu, Progress] = {}
         self._stopped: dict[int, dict[VCpu, None]] = {core: {} for core in pool.cores}
         """By logical CPU: leaders whose turn it would be."""
-        self._looking = 0
-        """Logical CPUs that idle and look again after a while: a bit mask."""
+        self._looking: dict[int, Event] = {}
+        """Logical CPUs that idle, and when they look again."""
         self.stops = 0
         super().__init__(pool, settings)
 
@@ -75,6 +78,10 @@ class Relaxed(Balance):
         self._restart(core, now, everybody=True)
         super().lose(core, now)
         del self._stopped[core]
+
+    def close(self) -> None:
+        for event in self._looking.values():
+            event.cancel()
 
     # -- progress
 
@@ -137,13 +144,12 @@ class Relaxed(Balance):
         found = super().pick(core, now, current)
         if found is not None:
             self._waits_no_more(found[0], now)
-        elif self._stopped[core] and not self._looking >> core & 1:
-            self._looking |= 1 << core
-            self.pool.at(now + LOOK, self._look, core)
+        elif self._stopped[core] and core not in self._looking:
+            self._looking[core] = self.pool.at(now + LOOK, self._look, core)
         return found
 
     def _look(self, core: int) -> None:
-        self._looking &= ~(1 << core)
+        del self._looking[core]
         if self._stopped.get(core) and self.pool.running(core) is None:
             self.pool.poke(core, self.pool.now())
 

@@ -111,8 +111,13 @@ class Rtds(PerCpu):
             raise ParameterError(f"scheduler 'rtds': the time of {vcpu!r} is not free on these CPUs")
 
     def admit_loss(self, cores: int) -> None:
-        if self._reservations.packed({}, self.pool.mask & ~cores) is None:
-            raise ParameterError("scheduler 'rtds': the reservations do not fit without these CPUs")
+        """They go one by one, and everybody must fit after each."""
+        left = self.pool.mask
+        for core in self.pool.cores:
+            if cores >> core & 1:
+                left &= ~(1 << core)
+                if self._reservations.packed({}, left) is None:
+                    raise ParameterError("scheduler 'rtds': the reservations do not fit without these CPUs")
 
     def _density(self, share: Mapping[str, Value], overhead: int | None = None) -> int:
         """What a share takes of a logical CPU. ParameterError for a budget beyond its period."""

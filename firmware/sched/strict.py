@@ -149,7 +149,7 @@ class Strict(Form):
         plans = self._plans
         if plans and plans[-1].length == self._length and same(plans[-1].rows, rows):
             return
-        if not plans or self.pool.idle == self.pool.mask:
+        if not any(plan.rows for plan in plans) or self._all_idle():
             self._start_over(rows, now)
         else:
             start = 0
@@ -162,6 +162,11 @@ class Strict(Form):
             while len(plans) > 2 and plans[1].start + LEAD < now:
                 del plans[0]
         self._set_timer(now)
+
+    def _all_idle(self) -> bool:
+        """Nobody runs: on CPUs that are idle, nor on those that are about to decide."""
+        pool = self.pool
+        return pool.idle == pool.mask or all(pool.running(core) is None for core in pool.cores)
 
     def _rows_that_can_run(self) -> list[Row]:
         return [row for row in self.matrix.rows if any(not vcpu.pause_flags for vcpu in row.values())]

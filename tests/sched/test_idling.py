@@ -11,8 +11,10 @@ import pytest
 from firmware.domain.vcpu import ANY_CPU
 from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import Value
-from tests.sched.watching import MS, US, Decisions, books_balance, crowd
+from tests.sched.stealers import MS, US
 from tools.schedsim import Simulator, neglect
+from tools.schedsim.crowd import crowd
+from tools.schedsim.watching import Decisions, books_balance
 from tools.schedsim.workloads import hog, sleeper
 
 TICK = 10 * MS

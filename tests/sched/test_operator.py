@@ -11,8 +11,9 @@ import pytest
 from firmware.domain.vcpu import PAUSE_CONTROL, VCpu
 from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import Parameter, ParameterError, Value
-from tests.sched.watching import MS, SECOND, US, books_balance
+from tests.sched.stealers import MS, SECOND, US
 from tools.schedsim import Simulator, Task, Workload
+from tools.schedsim.watching import books_balance
 from tools.schedsim.workloads import barrier_team, hog, random_mix, sleeper, yielder
 
 TOPOLOGIES = ("1x1x1", "1x4x1", "1x2x2", "2x2x2")

@@ -17,8 +17,10 @@ from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import Value
 from firmware.sched.placement import MACHINE, SAME, SIBLING, SOCKET, Placement, following
 from machine.topology import Topology
-from tests.sched.watching import MS, NAMES, POLICIES, US, Decisions, books_balance, crowd
+from tests.sched.stealers import MS, NAMES, POLICIES, US
 from tools.schedsim import Simulator, neglect
+from tools.schedsim.crowd import crowd
+from tools.schedsim.watching import Decisions, books_balance
 from tools.schedsim.workloads import hog, sleeper
 
 TICK = 10 * MS

@@ -13,9 +13,10 @@ from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import ParameterError, Value
 from firmware.sched.reservations import WHOLE, Reservations, density
 from firmware.sched.rtds import Rtds
+from tests.sched.stealers import MS, SECOND, US
 from tests.sched.test_runqueue import Listed
-from tests.sched.watching import MS, SECOND, US, books_balance
 from tools.schedsim import Simulator, Task
+from tools.schedsim.watching import books_balance
 from tools.schedsim.workloads import hog, periodic, random_mix, sleeper, yielder
 
 TOPOLOGIES = ("1x1x1", "1x2x1", "1x2x2", "2x2x1", "2x2x2")

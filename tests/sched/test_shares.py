@@ -13,7 +13,7 @@ from firmware.sched.credit import BOOST, OVER, UNDER, Credit
 from firmware.sched.credit2 import Credit2
 from firmware.sched.parameters import ParameterError, Value
 from firmware.sched.scheduler import SwitchCosts
-from tests.sched.watching import MS, SECOND, US
+from tests.sched.stealers import MS, SECOND, US
 from tools.schedsim import FOREVER, Command, Run, Simulator, Sleep, Task
 from tools.schedsim.workloads import hog, job, random_mix, sleeper, yielder
 
@@ -195,6 +195,18 @@ class TestCaps:
         caps.ran(vcpu, 8 * MS)
         assert caps.reserve(vcpu, 10 * MS) == 0
         assert caps.reserve(vcpu, 11 * MS) == 2 * MS
+
+    def test_two_decisions_at_one_instant_reserve_once(self) -> None:
+        simulator = Simulator("1x1x1", "credit")
+        vcpu = simulator.domain([hog])[0].vcpu
+        caps = Caps(simulator.scheduler.pools[0], lambda vcpu, now: None)
+        caps.set_period(10 * MS, 0)
+        caps.set(vcpu.domain.id, 50, 1, 0)
+        assert [caps.reserve(vcpu, 1 * MS) for _ in range(3)] == [5 * MS] * 3
+        assert not caps.park(vcpu, 1 * MS)
+        caps.set(vcpu.domain.id, 0, 1, 0)
+        caps.set(vcpu.domain.id, 50, 1, 0)
+        assert caps.reserve(vcpu, 2 * MS) == 5 * MS
 
     @BOTH
     def test_caps_change_on_the_way(self, policy: str) -> None:
