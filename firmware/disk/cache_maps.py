@@ -61,12 +61,10 @@ class Mappings:
         for index, key in self._indices(mapping):
             index.setdefault(key, {})[mapping.at] = mapping
 
-    def at(self, at: int, domain: Domain) -> Mapping | None:
-        """A domain's mapping by its entry; None when there is none, or none any more."""
+    def at(self, at: int) -> Mapping | None:
+        """The mapping by an entry; None when there is none, or none any more."""
         mapping = self._entries.get(at)
-        if mapping is None or mapping.domain is not domain or not self.settle(mapping):
-            return None
-        return mapping
+        return mapping if mapping is not None and self.settle(mapping) else None
 
     def of(self, block: Block) -> list[Mapping]:
         """The mappings of a block."""

@@ -107,7 +107,7 @@ class CacheOps:
         if not at:
             return -EINVAL
         mappings = self._cache.mappings
-        mapping = mappings.at(at, vcpu.domain)
+        mapping = mappings.at(at)
         if mapping is None:
             return -ENOENT
         mappings.drop(mapping)

@@ -130,6 +130,5 @@ AREA: Final = Area(
         Mutant("no block of two extents", OPS, "if more or extent", "if extent"),
         Mutant("no block beside the extent", OPS, "if more or extent.sector % SECTORS:", "if more:"),
         Mutant("a disk that goes", QUEUE, "if mapping.medium is self._medium\n", "if False\n"),
-        Mutant("only that domain's unmapping", MAPS, "mapping.domain is not domain or ", ""),
     ),
 )
