@@ -1,7 +1,7 @@
 """locks: a team that shares one ticket lock with a short critical section, as kernels' spinlocks are.
 
-`rounds=N` each; `work=blocks` outside and `held=blocks` inside the lock (10 ns each). A ticket lock is fair,
-so who is not running when its turn comes holds up everybody.
+`rounds=N` each, or as many as there is `time=ms` for; `work=blocks` outside and `held=blocks` inside the lock
+(10 ns each). A ticket lock is fair, so who is not running when its turn comes holds up everybody.
 """
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ lock_round:
 lock_wait:
     cmp [rip + serving], rbx
     je lock_taken
-    rdtsc
-    jmp lock_wait
+    call time_over
+    test eax, eax
+    jz lock_wait
+    ret
 lock_taken:
     mov rcx, [rip + held]
     call work_for
     inc qword ptr [rip + total]
     inc qword ptr [rip + serving]
+    call time_over
+    test eax, eax
+    jnz lock_enough
     dec r14
     jnz lock_round
+lock_enough:
 """
 
 

@@ -87,6 +87,9 @@ gather:                                 # nobody begins before all are there; th
     cmp rax, [rip + vcpus]
     jne gather_wait
     call now
+    imul rcx, [rip + time], 1000000
+    add rcx, rax
+    mov [rip + deadline], rcx
     mov [rip + began], rax
 gather_wait:
     cmp qword ptr [rip + began], 0
@@ -94,6 +97,17 @@ gather_wait:
     rdtsc
     jmp gather_wait
 gathered:
+    ret
+
+time_over:                              # rax = whether `time` is over; takes its time to find out
+    call now
+    cmp rax, [rip + deadline]
+    setae al
+    movzx eax, al
+    cmp qword ptr [rip + time], 0
+    jne time_said
+    xor eax, eax
+time_said:
     ret
 
 leave:                                  # the last one to leave says when that was
@@ -134,7 +148,9 @@ ELAPSED: Final = """
 """
 """Microseconds from when all had begun to when the last had finished, in r12."""
 
-_WORDS: Final = "\n".join(f"{name}: .quad 0" for name in ("vcpus", "ready", "finished", "began", "ended"))
+_WORDS: Final = "\n".join(
+    f"{name}: .quad 0" for name in ("vcpus", "ready", "finished", "began", "ended", "deadline")
+)
 
 WORK: Final = """
 work_for:                               # rcx = how many blocks of work
@@ -152,7 +168,9 @@ def build(name: str, member: str, defaults: Mapping[str, int], report: Iterable[
           data: Iterable[str] = (), bss: Iterable[str] = ()) -> bytes:
     """The image of a guest whose vCPUs all run the routine `member` (r15 = number), which may use every
     register but r15 and rsp. `report` is printed when all have returned, with r12 the microseconds it took.
+    The option `time=ms` is every team's; a member that heeds it asks `time_over`.
     """
+    defaults = {**defaults, "time": 0}
     return kernel(
         options.read(defaults), _COUNT, hypercall("vcpu_op", "VCPUOP_stop_periodic_timer", 0, 0),
         context("member_entry", "crash"), FIRST_FRAME, _START, _RUN, ELAPSED, *report, line(f"{name}: done"),

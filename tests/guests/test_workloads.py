@@ -47,8 +47,9 @@ def test_who_holds_the_lock_holds_it_alone() -> None:
 
 
 def test_barriers_keep_everyone_in_step() -> None:
-    together = ran("barriers", "rounds=20 work=10000", 4)[2]
+    count, rounds, together = ran("barriers", "rounds=20 work=10000", 4)
     apart = ran("barriers", "rounds=20 work=10000 apart=1", 4)[2]
+    assert (count, rounds) == (4, 80)
     assert 2_000 <= apart <= together < 1.2 * apart
 
 

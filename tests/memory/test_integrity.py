@@ -21,10 +21,10 @@ from tests.memory import samplers as draw
 from tests.memory.arguments import COMMANDS, FLAGS, GOOD, GRANT_FLAGS, MAP_FLAGS, PICK, SLOT, WHO
 from tests.memory.guest_model import SELF, Guest
 from tests.memory.reference import Ledger, check
-from tests.memory.world import PlainDomain, PlainVCpu, World
+from tests.memory.scenery import Scenery
+from tests.memory.world import PlainDomain, PlainVCpu
 
 PAGES = 40
-FRAMES = 2304
 EXAMPLES, STEPS = (10_000, 100) if os.environ.get("XENPY_SOAK") else (100, 100)
 
 ACTIONS: list[tuple[Callable[..., None], dict[str, draw.Sampler]]] = []
@@ -40,14 +40,11 @@ def action(**samplers: draw.Sampler) -> Callable[[Callable[..., None]], Callable
     return enter
 
 
-class Integrity(RuleBasedStateMachine):
+class Integrity(Scenery, RuleBasedStateMachine):
     """The machine under test, and the hostile guests on it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(FRAMES, 3)
-        self.ledger = Ledger()
-        self.guests: list[Guest] = []
         self.rng = Random(0)
 
     @initialize(
@@ -65,39 +62,6 @@ class Integrity(RuleBasedStateMachine):
             self.guests += [Guest(self.world, vcpu, self.ledger) for vcpu in domain.all]
         for core in self.world.cores:
             self.occupy(core.index)
-
-    def occupy(self, index: int) -> None:
-        """Exactly one vCPU runs on a core."""
-        core = self.world.cores[index]
-        guest = next((guest for guest in self.guests if guest.vcpu.core is core), None)
-        if guest is not None:
-            self.world.schedule(guest.vcpu, core)
-
-    def guest(self, who: int) -> Guest:
-        guest = self.guests[who % len(self.guests)]
-        core = guest.vcpu.core
-        if guest.vcpu.domain.memory not in self.world.shootdown._running[core.index]:
-            self.world.schedule(guest.vcpu, core)
-        return guest
-
-    def frame(self, domain: PlainDomain, pick: int) -> int:
-        """One of the domain's tables, one of its frames, another's, Xen's, one nobody has, or none."""
-        if pick < 16:
-            return domain.tables[pick % len(domain.tables)]
-        if pick < 56:
-            return domain.frames[(pick - 16) % len(domain.frames)]
-        other = next(other for other in self.world.domains.values() if other is not domain)
-        choices = [
-            other.frames[3],
-            other.tables[-1],
-            0x105,
-            5,
-            self.world.heap.runs()[-1][1] - 1,
-            FRAMES,
-            (1 << 40) - 1,
-            self.world.grants.table(domain.memory).frames[0],
-        ]
-        return choices[pick - 56]
 
     @action(
         who=WHO, table=PICK, slot=SLOT, pick=PICK, flags=FLAGS, mode=draw.sampled_from([0, 0, 0, 1, 2, 3, 4])
@@ -218,14 +182,6 @@ class Integrity(RuleBasedStateMachine):
         if above:
             at = above[0] << 12 | slots[0] * 8
             guest.mmu_update((at, head << 12 | 0x67), (at, 0))
-
-    def tables_of(self, domain: PlainDomain, level: int) -> list[int]:
-        frames = self.world.frames
-        return [
-            mfn
-            for mfn in frames.owned_by(domain.id)
-            if frames.type_of(mfn) == level and frames.type_count(mfn)
-        ]
 
     @action(who=WHO, level=draw.integers(1, 4), pick=PICK, root=draw.booleans())
     def unpin_or_root(self, who: int, level: int, pick: int, root: bool) -> None:

@@ -9,7 +9,6 @@ import pytest
 from firmware.abi import xen
 from firmware.abi.errno import EBUSY, EFAULT, EINVAL
 from firmware.hypercalls import CONTINUE
-from firmware.memory import types as page_types
 from firmware.memory.frames import (
     L1_TABLE,
     L2_TABLE,
@@ -22,6 +21,7 @@ from firmware.memory.frames import (
 )
 from firmware.memory.requests import PREEMPTED
 from firmware.memory.types import STEP
+from firmware.memory.validate import INTERRUPTED
 from firmware.memory.xen_slots import COMPAT_FIRST_XEN_SLOT
 from tests.memory.guest_model import SELF, Guest
 from tests.memory.reference import Ledger, check
@@ -252,7 +252,7 @@ def test_a_user_root_is_changed_step_by_step(forest: Forest) -> None:
 
 def test_a_write_to_cr3_is_tried_again(forest: Forest) -> None:
     vcpu, mmu = forest.domain.all[0], forest.world.mmu
-    answers = []
+    answers: list[int] = []
     for root in (forest.l4, forest.domain.root):
         while True:
             answers.append(mmu.load_root(vcpu, root))
@@ -260,7 +260,7 @@ def test_a_write_to_cr3_is_tried_again(forest: Forest) -> None:
             if not answers[-1]:
                 break
         assert vcpu.kernel_root == root
-    assert answers.count(page_types.INTERRUPTED) >= 10
+    assert answers.count(INTERRUPTED) >= 10
     assert forest.gone()
 
 
@@ -270,11 +270,11 @@ def test_a_write_to_cr3_that_is_refused_is_not_tried_again(forest: Forest) -> No
     for _ in range(100):
         answer = mmu.load_root(vcpu, forest.l4)
         forest.holds()
-        if answer != page_types.INTERRUPTED:
+        if answer != INTERRUPTED:
             break
     assert answer == -EINVAL
     assert forest.world.types.unfinished
-    assert mmu.load_root(vcpu, forest.domain.root) in (0, page_types.INTERRUPTED)
+    assert mmu.load_root(vcpu, forest.domain.root) in (0, INTERRUPTED)
     while mmu.load_root(vcpu, forest.domain.root):
         forest.holds()
     assert forest.gone()
@@ -282,8 +282,8 @@ def test_a_write_to_cr3_that_is_refused_is_not_tried_again(forest: Forest) -> No
 
 def test_a_new_vcpus_root_is_checked_step_by_step(forest: Forest) -> None:
     types, owner = forest.world.types, forest.domain.memory
-    answers = []
-    while not answers or answers[-1] == page_types.INTERRUPTED:
+    answers: list[int] = []
+    while not answers or answers[-1] == INTERRUPTED:
         answers.append(types.take_table(forest.l4, owner, L4_TABLE, 1))
         forest.ledger.holds = [] if answers[-1] else [(forest.l4, None)]
         if answers[-1]:
@@ -294,7 +294,7 @@ def test_a_new_vcpus_root_is_checked_step_by_step(forest: Forest) -> None:
     assert forest.gone()
     forest.ledger.holds = []
     forest.put(forest.l4, 9, NO_FRAME >> 12)
-    while types.take_table(forest.l4, owner, L4_TABLE, 1) == page_types.INTERRUPTED:
+    while types.take_table(forest.l4, owner, L4_TABLE, 1) == INTERRUPTED:
         forest.holds()
     assert forest.gone()
     assert not types.unfinished

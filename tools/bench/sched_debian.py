@@ -13,7 +13,7 @@ CPUS: Final = 4
 MEMORY_MIB: Final = 256
 FILE_MIB: Final = 24
 WITHIN_S: Final = 120.0
-PROMPT: Final = r"[#$] $"
+PROMPT: Final = r"/ # "
 PREPARE: Final = f"dd if=/dev/zero of=/f bs=1M count={FILE_MIB} 2>/dev/null; echo pre''pared\n"
 JOBS: Final = "for i in 1 2 3 4; do sha256sum /f >/dev/null & done; wait; echo all''done\n"
 """The quotes keep the echo of the typed line from looking like the answer."""
