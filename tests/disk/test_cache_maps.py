@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 
@@ -31,132 +30,13 @@ from firmware.abi.grant_table import (
     gnttab_map_grant_ref,
     gnttab_unmap_and_replace,
 )
-from firmware.disk.client import Client
 from firmware.disk.extents import Extent
 from firmware.memory.frames import L1_TABLE, SEGMENT_DESCRIPTORS, WRITABLE
-from firmware.memory.heap import CACHE_TAG
 from firmware.memory.owner import DOMID_COW
 from firmware.memory.pte import ADDRESS, DIRTY, NO_EXECUTE, PRESENT, RW, USER
-from tests.disk.cache_world import CacheWorld, Layer, Ram
-from tests.memory.world import ARGUMENTS, PlainDomain, PlainVCpu
-
-VDEV = 51712
-SECTORS = 512
-BLOCKS = SECTORS // 8
-FREE_PFN = 0
-"""The first of the pages whose entries the tests use."""
-CALL = "block_cache_op"
-
-
-def image(name: str | None = None) -> Ram:
-    ram = Ram(SECTORS, name=name)
-    ram.data[:] = random.Random(5).randbytes(len(ram.data))
-    return ram
-
-
-class Setting:
-    """Domains that know the cache, each with the same disk, its blocks read."""
-
-    def __init__(self, *media: Ram, pv32: bool = False, limit: int = 256, **options: Any) -> None:
-        self.world = CacheWorld(limit=limit)
-        self.media = media or (image(),)
-        self.queues = [self.world.queue(medium, seed) for seed, medium in enumerate(self.media)]
-        self.domains: list[PlainDomain] = []
-        self.clients: list[Client] = []
-        for number in (1, 2):
-            domain = self.world.domain(number, 96, pv32=pv32)
-            self.domains.append(domain)
-            queue = self.queues[len(self.clients) % len(self.queues)]
-            self.clients.append(self.world.attach(domain, queue, **options))
-            self.world.ops.admit(domain)  # type: ignore[arg-type]
-        for domain, core in zip(self.domains, self.world.cores, strict=True):
-            self.world.schedule(domain.all[0], core)
-        self.fill()
-
-    def queue(self, index: int) -> Any:
-        return self.queues[index % len(self.queues)]
-
-    def fill(self, index: int = 0) -> None:
-        """Have every block read."""
-        frame = self.domains[index].frames[40]
-        for sector in range(0, SECTORS, 64):
-            self.world.read(self.queue(index), self.clients[index], sector, 64, frame)
-            self.world.run()
-
-    def vcpu(self, index: int = 0) -> PlainVCpu:
-        return self.domains[index].all[0]
-
-    def call(self, index: int, command: int, **fields: int) -> int:
-        layouts = {
-            abi.BLKCACHEOP_info: abi.blkcache_info, abi.BLKCACHEOP_query: abi.blkcache_query,
-            abi.BLKCACHEOP_map: abi.blkcache_map, abi.BLKCACHEOP_unmap: abi.blkcache_unmap,
-        }
-        vcpu = self.vcpu(index)
-        vcpu.space.write(ARGUMENTS, layouts[command].w64.pack(**fields))
-        result = self.world.call(vcpu, CALL, command, ARGUMENTS)
-        self.check()
-        return result
-
-    def check(self) -> None:
-        self.world.check()
-        self.world.check_mappings()
-
-    def map(self, index: int, block: int, pfn: int = FREE_PFN, *, flags: int = 0, vdev: int = VDEV) -> int:
-        address = self.entry_at(index, pfn) if flags & abi.BLKCACHE_contains_pte else self.va(index, pfn)
-        return self.call(
-            index, abi.BLKCACHEOP_map, vdev=vdev, flags=flags, block=block, host_addr=address)
-
-    def unmap(self, index: int, pfn: int = FREE_PFN, *, flags: int = 0) -> int:
-        address = self.entry_at(index, pfn) if flags else self.va(index, pfn)
-        return self.call(index, abi.BLKCACHEOP_unmap, flags=flags, host_addr=address)
-
-    def va(self, index: int, pfn: int) -> int:
-        return self.domains[index].va(pfn)
-
-    def entry_at(self, index: int, pfn: int) -> int:
-        at = self.vcpu(index).space.entry_address(self.va(index, pfn))
-        assert at
-        return at
-
-    def entry(self, index: int, pfn: int = FREE_PFN) -> int:
-        return int(self.world.memory.q[self.entry_at(index, pfn) >> 3])
-
-    def set(self, index: int, pfn: int, entry: int) -> int:
-        result = self.world.call(
-            self.vcpu(index), "update_va_mapping", *self._arguments(index, self.va(index, pfn), entry))
-        self.check()
-        return result
-
-    def _arguments(self, index: int, va: int, entry: int) -> tuple[int, ...]:
-        if self.domains[index].pv32:
-            return va, entry & 0xFFFF_FFFF, entry >> 32, 0
-        return va, entry, 0
-
-    def shown(self, index: int, pfn: int = FREE_PFN) -> bytes:
-        entry = self.entry(index, pfn)
-        assert entry & (PRESENT | RW) == PRESENT
-        mfn = (entry & ADDRESS) >> 12
-        assert self.world.frames.owners[mfn] == CACHE_TAG
-        return self.world.content(mfn)
-
-    def block(self, number: int, medium: int = 0) -> bytes:
-        return bytes(self.media[medium].data[number * 4096 : (number + 1) * 4096])
-
-    def virqs(self, index: int) -> list[int]:
-        domain: Any = self.domains[index]
-        found: list[int] = domain.events.virqs
-        return found
-
-    def touch(self, index: int, pfn: int = FREE_PFN) -> None:
-        """The processor looks, and remembers."""
-        entry = self.entry(index, pfn)
-        core = self.vcpu(index).core
-        core.tlb[0, self.va(index, pfn) >> 12] = ((entry & ADDRESS) >> 12, bool(entry & RW))
-
-    def write(self, index: int, block: int) -> None:
-        frame = self.domains[index].frames[41]
-        self.world.write(self.queue(index), self.clients[index], block * 8 + 2, 3, frame)
-        self.check()
+from tests.disk.cache_setting import BLOCKS, CALL, SECTORS, VDEV, Setting, image
+from tests.disk.cache_world import Layer
+from tests.memory.world import ARGUMENTS
 
 
 @pytest.mark.parametrize("pv32", [False, True])
@@ -501,92 +381,3 @@ def test_the_interface_is_the_same_for_guests_of_both_widths(wide: bool) -> None
     assert abi.blkcache_query.of(wide).offset == {"vdev": 0, "state": 4, "block": 8}
     assert abi.__HYPERVISOR_block_cache_op == xen.__HYPERVISOR_arch_6
     assert abi.VIRQ_BLKCACHE == xen.VIRQ_ARCH_6
-
-
-class MapStorm(Setting):
-    """Random calls on page tables, disks and memory; every translation a core has stays allowed."""
-
-    def __init__(self, seed: int, pv32: bool) -> None:
-        self.random = random.Random(seed)
-        base = image("base")
-        super().__init__(Layer(base), Layer(base), pv32=pv32, limit=24)
-        self.world.cache.quota = 12
-        self.seen: dict[tuple[int, int, int], Any] = {}
-        self.hog = self.world.owner(9)
-
-    def go(self, count: int) -> None:
-        steps = (
-            (10, self.maps), (4, self.unmaps), (4, self.sets), (6, self.touches), (3, self.writes),
-            (6, self.reads), (1, self.squeezes), (1, self.lets_go), (4, self.waits),
-        )
-        weights = [weight for weight, _ in steps]
-        for _, step in self.random.choices(steps, weights, k=count):
-            step(self.random.randrange(2))
-            self.check()
-            self.check_tlbs()
-
-    def pfn(self) -> int:
-        return self.random.randrange(20)
-
-    def maps(self, index: int) -> None:
-        flags = self.random.choice((0, abi.BLKCACHE_contains_pte, abi.BLKCACHE_application_map))
-        wanted = (0, -ENOENT, -EAGAIN, -ENOSPC, -ENOMEM)
-        assert self.map(index, self.random.randrange(24), self.pfn(), flags=flags) in wanted
-
-    def unmaps(self, index: int) -> None:
-        assert self.unmap(index, self.pfn()) in (0, -ENOENT)
-
-    def sets(self, index: int) -> None:
-        pfn = self.pfn()
-        entry = self.random.choice((
-            0, self.domains[index].frames[self.pfn()] << 12 | PRESENT | RW,
-            self.entry(index, self.pfn()) ^ self.random.choice((0, RW, DIRTY, USER)),
-        ))
-        self.set(index, pfn, entry)
-
-    def touches(self, index: int) -> None:
-        pfn = self.pfn()
-        entry = self.entry(index, pfn)
-        if entry & PRESENT:
-            self.touch(index, pfn)
-            mfn = (entry & ADDRESS) >> 12
-            if self.world.frames.owners[mfn] == CACHE_TAG:
-                key = self.vcpu(index).core.index, self.va(index, pfn) >> 12, mfn
-                self.seen[key] = self.world.cache.blocks.at(mfn)
-
-    def check_tlbs(self) -> None:
-        """A translation to a block's frame leads to that block, to nothing, or is not there any more."""
-        for (core, page, mfn), block in list(self.seen.items()):
-            if self.world.cores[core].tlb.get((0, page), (-1, False))[0] != mfn:
-                del self.seen[core, page, mfn]
-            elif self.world.frames.owners[mfn] == CACHE_TAG:
-                assert self.world.cache.blocks.at(mfn) is block
-            else:
-                assert not self.world.frames.owners[mfn]
-
-    def writes(self, index: int) -> None:
-        self.write(index, self.random.randrange(24))
-
-    def reads(self, index: int) -> None:
-        frame = self.domains[index].frames[42]
-        self.world.read(self.queue(index), self.clients[index], self.random.randrange(180), 8, frame)
-
-    def squeezes(self, index: int) -> None:
-        heap = self.world.heap
-        heap.allocate(self.hog, self.random.choice((heap.available, heap.free)))
-
-    def lets_go(self, index: int) -> None:
-        for mfn in self.world.frames.owned_by(9):
-            self.world.types.drop_own_reference(mfn)
-
-    def waits(self, index: int) -> None:
-        self.world.run(self.random.randrange(300_000))
-
-
-@pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 40))])
-def test_random_calls_leave_every_block_read_only_and_counted(seed: int) -> None:
-    storm = MapStorm(seed, pv32=bool(seed & 1))
-    storm.go(1500)
-    assert storm.world.cache.mappings.revoked > 20
-    assert storm.virqs(0)

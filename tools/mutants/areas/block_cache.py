@@ -19,7 +19,8 @@ FILE: Final = "machine/disk/hostfile.py"
 
 AREA: Final = Area(
     "block cache",
-    ("tests/disk/test_cache.py", "tests/disk/test_cache_maps.py", "tests/disk/test_cache_storm.py"),
+    ("tests/disk/test_cache.py", "tests/disk/test_cache_maps.py", "tests/disk/test_cache_map_storm.py",
+     "tests/disk/test_cache_storm.py"),
     (
         Mutant("a write drops what is cached", CACHE,
                "        for block in found:\n            self._drop(block)\n", ""),
