@@ -160,14 +160,17 @@ class CachedQueue:
                 Operation.READ, first << SECTORS_SHIFT, len(frames) << SECTORS_SHIFT, pieces, fill.landed))
 
     def _filled(self, fill: Fill, error: int) -> None:
-        """The disk has read blocks into the cache, or failed: then only the one it was for gets the error."""
+        """The disk has read blocks into the cache, or failed: then only the one it was for gets the error, if it
+        wanted all that was read. That a sector cannot be read is not its neighbours' fault.
+        """
         cache = self._cache
         if error:
             cache.end_fill(fill, good=False)
-            (reading, _, _), *rest = fill.waiters
-            fill.waiters = rest
+            reading, first, end = fill.waiters[0]
+            if within(reading.request, first, end)[1] == len(fill.frames) << SECTORS_SHIFT:
+                del fill.waiters[0]
+                reading.arrived(error)
             self._pass_on(fill)
-            reading.arrived(error)
             return
         waiters = [waiter for waiter in fill.waiters if not waiter[0].over]
         for reading, first, end in waiters:

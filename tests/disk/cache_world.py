@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Hashable
 from typing import Any, cast
@@ -30,7 +31,9 @@ MEAN_NS = 100_000
 
 
 class Ram(Medium):
-    """A medium in memory. `name`: of the image it is, when it is only read; `fail`: errno of transfers."""
+    """A medium in memory. `name`: of the image it is, when it is only read; `fail`: errno of transfers;
+    `bad`: a sector that cannot be read.
+    """
 
     def __init__(self, sectors: int, *, name: str | None = None) -> None:
         self.data = bytearray(sectors * SECTOR)
@@ -38,10 +41,13 @@ class Ram(Medium):
         self.read_only = name is not None
         self.name = name
         self.fail = 0
+        self.bad = -1
         self.sectors_read = 0
 
     def read_into(self, sector: int, views: Any) -> None:
         self.check()
+        if sector <= self.bad < sector + sum(view.nbytes for view in views) // SECTOR:
+            raise OSError(errno.EIO, "injected")
         at = sector * SECTOR
         for view in views:
             view[:] = self.data[at : at + view.nbytes]

@@ -15,7 +15,7 @@ from tools import disk_image
 
 SEED: Final = random.Random(11).randbytes(64 << 10)
 SYNCS: Final = b"""
-cd /root/work
+cd ${1:-/root/work}
 n=0
 while :; do
     dd if=/root/seed of=new bs=512 skip=$((n * 7 % 60)) count=$((n * 5 % 40 + 1)) conv=fsync || break

@@ -162,6 +162,19 @@ def test_the_error_of_a_read_is_its_readers_own() -> None:
     assert machine.world.memory.read(requests[1].pieces[0][0], 16 * SECTOR) == ram.data[: 16 * SECTOR]
 
 
+def test_a_bad_sector_spoils_only_the_reads_that_want_it() -> None:
+    ram = image()
+    ram.bad = 21
+    machine = Machine(ram)
+    for sector, sectors, error in ((4, 16, 0), (22, 6, 0), (21, 1, errno.EIO), (8, 24, errno.EIO)):
+        request = machine.begin(0, sector, sectors)
+        machine.world.run()
+        assert request.error == error
+        if not error:
+            data = machine.world.memory.read(request.pieces[0][0], sectors * SECTOR)
+            assert data == ram.data[sector * SECTOR : (sector + sectors) * SECTOR]
+
+
 def test_a_client_that_goes_leaves_its_reads_to_those_who_wait() -> None:
     ram = image()
     machine = Machine(ram)
