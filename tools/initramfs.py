@@ -18,8 +18,14 @@ INITS: Final[dict[str, str]] = {"workload.cpio": "init", "shell.cpio": "shell-in
 DISK: Final = "disk.cpio"
 """The archive of guests whose root file system is on a disk; its /init is tools/workload/disk-init."""
 
-MODULES: Final = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4", "xen-blkfront")
-"""The drivers in it, in the order in which they are loaded."""
+SHARED_MODULES: Final = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4")
+XEN_MODULES: Final = ("xen-blkfront",)
+VIRTIO_MODULES: Final = (
+    "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk",
+)
+"""For a root on /dev/vd*: QEMU alone, which benchmarks compare with."""
+MODULES: Final = (*SHARED_MODULES, *XEN_MODULES, *VIRTIO_MODULES)
+"""The drivers in it. Each tuple is in the order in which they are loaded."""
 
 STORE: Final = "store.cpio"
 """The archive with Debian's xenstore-ls and its friends: the shell's, and what STORE_FILES says."""
@@ -73,7 +79,8 @@ def build_all(busybox: bytes) -> dict[str, bytes]:
 def build_disk(busybox: bytes, modules: Mapping[str, bytes]) -> bytes:
     """The archive DISK, with the drivers MODULES by name."""
     entries = [cpio.directory("root"), cpio.directory("modules")]
-    entries.append(cpio.file("modules/order", ("\n".join(MODULES) + "\n").encode()))
+    for name, order in (("order", SHARED_MODULES), ("xen", XEN_MODULES), ("virtio", VIRTIO_MODULES)):
+        entries.append(cpio.file(f"modules/{name}", ("\n".join(order) + "\n").encode()))
     entries += [cpio.file(f"modules/{name}.ko", modules[name]) for name in MODULES]
     return build(busybox, (WORKLOAD / "disk-init").read_bytes(), entries)
 

@@ -160,8 +160,8 @@ class CachedQueue:
                 Operation.READ, first << SECTORS_SHIFT, len(frames) << SECTORS_SHIFT, pieces, fill.landed))
 
     def _filled(self, fill: Fill, error: int) -> None:
-        """The disk has read blocks into the cache, or failed: then only the one it was for gets the error, if it
-        wanted all that was read. That a sector cannot be read is not its neighbours' fault.
+        """The disk has read blocks into the cache, or failed: then only the one it was for gets the error, if
+        it wanted all that was read. That a sector cannot be read is not its neighbours' fault.
         """
         cache = self._cache
         if error:
