@@ -134,6 +134,8 @@ class Cello(DiskPolicy):
     def forget_domain(self, domain: int) -> None:
         super().forget_domain(domain)
         self._accounts.pop(domain, None)
+        self._charged = {request: entry for request, entry in self._charged.items()
+                         if entry[0].domain != domain}
         self._reserved.pop(domain, None)
         self._reserve()
 
@@ -179,15 +181,16 @@ class Cello(DiskPolicy):
 
     def finished(self, client: Client, request: DiskRequest, now: int) -> None:
         took = request.finished - request.started
-        _, charged = self._charged.pop(request, (client, 0))
+        charged = self._charged.pop(request, None)
         moved = request.sectors * SECTOR
         self._moved += moved
         due = self._due.pop(request, NEVER)
         account = self._accounts.get(client.domain)
-        if account is None:
+        if account is None or charged is None:
+            # Chosen by the policy before this one, or for a domain that has left and perhaps come again.
             return
         cost = took if self._by_time else max(LEAST_BYTES, moved)
-        account.left += charged - cost
+        account.left += charged[1] - cost
         account.used += cost
         account.outstanding -= 1
         account.active = now
