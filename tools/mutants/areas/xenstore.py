@@ -23,8 +23,7 @@ AREA: Final = Area(
         "tests/store/test_requests.py",
         "tests/store/test_ring.py",
         "tests/store/test_transactions.py",
-        "tests/store/test_many_transactions.py",
-        "tests/cli/test_store.py",
+        "tests/store/test_visitors.py",
     ),
     (
         Mutant("a visitor releases no domain", VISITOR,
@@ -39,8 +38,6 @@ AREA: Final = Area(
         Mutant("a visitor's transactions", VISITOR, "len(self.transactions) >= MOST_TRANSACTIONS", "False"),
         Mutant("a socket for its owner", SOCKET, "OWNER_ONLY: Final = 0o177", "OWNER_ONLY: Final = 0o022"),
         Mutant("visitors are counted", SOCKET, "len(self._visitors) >= MOST_VISITORS", "False"),
-        Mutant("a socket in use stays", SOCKET, " and not _answers(path)", ""),
-        Mutant("a file that is no socket stays", SOCKET, "path.is_socket() and not", "path.exists() and not"),
         Mutant("a guest's unread replies", CONNECTION, "account.outstanding >= quota.outstanding", "False"),
         Mutant("a guest's memory", QUOTA, "and total >= self.quota.memory", "and False"),
         Mutant("privileged requests", OPERATIONS, "row.privileged and not client.privileged", "False"),
