@@ -19,13 +19,10 @@ class Guest:
     """What the command line is when its console is compared with real Xen's."""
     unprivileged: bool = False
     """Whether that is the console of a true domU: in dom0's place it would be answered differently."""
-    ours: bool = False
-    """Whether it needs what xenpy has and Xen does not."""
     width: int = 64
     """32: a PAE guest, which Debian's Xen cannot run. What it prints is held by the documented interface."""
-
-    timed: bool = False
-    """Whether it prints times, which no two machines have in common."""
+    recorded: bool = True
+    """Whether real Xen prints the same: no times, and no interface of our own."""
 
     def build(self) -> bytes:
         """The image, an ELF file."""
@@ -46,17 +43,17 @@ _ROWS: Final = (
     Guest("mmufuzz", "random operations on page tables and grants: `seed=N ops=N` on the command line", 2,
           "mmufuzz: done", "seed=1000 ops=100", unprivileged=True),
     Guest("hog", "computes on every vCPU: `rounds=N` of 10 ms, by default for ever", 1, "hog: done",
-          "rounds=2", timed=True),
+          "rounds=2", recorded=False),
     Guest("sleeper", "wakes now and then and says how late: `period=us busy=blocks wakes=N`", 1,
-          "sleeper: done", timed=True),
+          "sleeper: done", recorded=False),
     Guest("locks", "vCPUs share a ticket lock: `rounds=N work=blocks held=blocks`", 4, "locks: done",
-          timed=True),
+          recorded=False),
     Guest("barriers", "vCPUs compute and wait for each other: `rounds=N work=blocks apart=1`", 4,
-          "barriers: done", timed=True),
-    Guest("yields", "every vCPU yields: `rounds=N`", 4, "yields: done", timed=True),
-    Guest("echo", "says back each line that is typed; `q` ends", 1, "echo: bye", timed=True),
+          "barriers: done", recorded=False),
+    Guest("yields", "every vCPU yields: `rounds=N`", 4, "yields: done", recorded=False),
+    Guest("echo", "says back each line that is typed; `q` ends", 1, "echo: bye", recorded=False),
     Guest("blockcache", "maps block 0 of xvda once others have read it; needs the block cache's hypercall", 1,
-          "blockcache: done", ours=True),
+          "blockcache: done", recorded=False),
     Guest("traps32", "32-bit: takes every exception it can in ring 1 and ring 3", 1, "traps32: done",
           width=32),
     Guest("smp32", "32-bit: starts, locks, interrupts and stops every vCPU", 4, "smp32: done", width=32),
@@ -65,7 +62,7 @@ _ROWS: Final = (
 )
 
 GUESTS: Final[dict[str, Guest]] = {guest.name: guest for guest in _ROWS}
-RECORDED: Final = tuple(guest.name for guest in _ROWS if guest.width == 64 and not guest.timed)
+RECORDED: Final = tuple(guest.name for guest in _ROWS if guest.width == 64 and guest.recorded)
 """Those that run on Debian's Xen too."""
 
 

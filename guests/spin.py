@@ -6,46 +6,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from guests.macros import kernel, line, text
+from guests import options
+from guests.macros import kernel, line
 
 ROUNDS: Final = 1000
 LOOPS: Final = 500_000
 """Turns of the inner loop in a round: two instructions each."""
 REPORTS: Final = 10
-
-_PARSE: Final = """
-    mov rsi, [rip + start_info_address]
-    lea rsi, [rsi + start_info.cmd_line]
-next_start:                             # is it `rounds=` here?
-    cmp byte ptr [rsi], 0
-    je parsed
-    lea rdi, [rip + option]
-    mov rdx, rsi
-compare:
-    mov al, [rdi]
-    test al, al
-    jz digits_start
-    cmp al, [rdx]
-    jne no_match
-    inc rdi
-    inc rdx
-    jmp compare
-no_match:
-    inc rsi
-    jmp next_start
-digits_start:
-    xor r12d, r12d
-digit:
-    movzx eax, byte ptr [rdx]
-    sub eax, 48
-    cmp eax, 9
-    ja parsed
-    imul r12, r12, 10
-    add r12, rax
-    inc rdx
-    jmp digit
-parsed:
-"""
 
 _SPIN: Final = f"""
     xor r13d, r13d                      # rounds done
@@ -74,6 +41,6 @@ rounds_done:
 def build() -> bytes:
     """The image."""
     return kernel(
-        f"mov r12d, {ROUNDS}", _PARSE, line("spin: {r12:d} rounds to go"), _SPIN, line("spin: done"),
-        data=("option:", text("rounds=")),
+        options.read({"rounds": ROUNDS}), "mov r12, [rip + rounds]", line("spin: {r12:d} rounds to go"),
+        _SPIN, line("spin: done"), "ret", options.READER, data=(options.data({"rounds": ROUNDS}),),
     )

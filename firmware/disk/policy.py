@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from firmware.disk.client import Client
-from firmware.sched.parameters import ParameterError, Value, checked
-from firmware.sched.tunable import Tunable
+from firmware.sched.parameters import Value, checked
+from firmware.sched.tunable import Registry, Tunable
 from machine.disk import Disk, DiskRequest
 
 
@@ -66,20 +66,6 @@ class DiskPolicy(Tunable, ABC):
         """A chosen request is done; `request.started` and `finished` say how long it took."""
 
 
-DISK_POLICIES: dict[str, type[DiskPolicy]] = {}
-"""The registry: a policy's class by its name."""
-
-
-def disk_policy(made: type[DiskPolicy]) -> type[DiskPolicy]:
-    """Register a policy class under its name."""
-    DISK_POLICIES[made.name] = made
-    return made
-
-
-def disk_policy_by_name(name: str) -> type[DiskPolicy]:
-    """The class of that name. ParameterError names those there are."""
-    found = DISK_POLICIES.get(name)
-    if found is None:
-        there = ", ".join(sorted(DISK_POLICIES))
-        raise ParameterError(f"there is no disk scheduler {name!r}: there are {there}")
-    return found
+DISK_POLICIES: Final[Registry[DiskPolicy]] = Registry("disk scheduler")
+disk_policy = DISK_POLICIES.enter
+disk_policy_by_name = DISK_POLICIES.find

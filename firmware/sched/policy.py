@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from firmware.domain.vcpu import VCpu
 from firmware.sched.parameters import ParameterError, Value, checked
-from firmware.sched.tunable import Tunable
+from firmware.sched.tunable import Registry, Tunable
 
 if TYPE_CHECKING:
     from firmware.domain.domain import Domain
@@ -162,19 +162,6 @@ class Policy(Tunable, ABC):
         """
 
 
-POLICIES: dict[str, type[Policy]] = {}
-"""The registry: a policy's class by its name."""
-
-
-def policy(made: type[Policy]) -> type[Policy]:
-    """Register a policy class under its name."""
-    POLICIES[made.name] = made
-    return made
-
-
-def policy_by_name(name: str) -> type[Policy]:
-    """The class of that name. ParameterError names those there are."""
-    found = POLICIES.get(name)
-    if found is None:
-        raise ParameterError(f"there is no scheduler {name!r}: there are {', '.join(sorted(POLICIES))}")
-    return found
+POLICIES: Final[Registry[Policy]] = Registry("scheduler")
+policy = POLICIES.enter
+policy_by_name = POLICIES.find

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from firmware.sched.parameters import Parameter, Value, checked, defaults
+from firmware.sched.parameters import Parameter, ParameterError, Value, checked, defaults
 
 
 class Tunable:
@@ -51,3 +51,26 @@ class Tunable:
         """The domain is gone: so are its parameters."""
         for key in [key for key in self.shares if key[0] == domain]:
             del self.shares[key]
+
+
+Made = TypeVar("Made", bound=Tunable)
+
+
+class Registry(dict[str, type[Made]]):
+    """The policies of one kind by their names: a policy enters itself, as a decorator of its class."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def enter(self, made: type[Made]) -> type[Made]:
+        """Register a class under its name."""
+        self[made.name] = made
+        return made
+
+    def find(self, name: str) -> type[Made]:
+        """The class of that name. ParameterError names those there are."""
+        found = self.get(name)
+        if found is None:
+            raise ParameterError(f"there is no {self._kind} {name!r}: there are {', '.join(sorted(self))}")
+        return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Final
 
-from guests import runtime
+from guests import options, runtime
 from guests.assembler import VIRT_BASE
 from guests.fuzz import tables as t
 from guests.macros import hypercall, load, say, text
@@ -45,37 +45,7 @@ def guarded(label: str, *code: str) -> str:
     ))
 
 
-OPTIONS: Final = f"""
-option_value:                           # rsi -> name with its `=`: rax = the number behind it, or 0
-    mov rdx, [rip + start_info_address]
-    lea rdx, [rdx + start_info.cmd_line]
-    xor eax, eax
-option_start:
-    cmp byte ptr [rdx], 0
-    je option_done
-    mov rdi, rsi
-    mov r8, rdx
-option_compare:
-    mov cl, [rdi]
-    test cl, cl
-    jz option_digit
-    inc rdi
-    cmp cl, [r8]
-    lea r8, [r8 + 1]
-    je option_compare
-    inc rdx
-    jmp option_start
-option_digit:
-    movzx ecx, byte ptr [r8]
-    sub ecx, 48
-    cmp ecx, 9
-    ja option_done
-    imul rax, rax, 10
-    add rax, rcx
-    inc r8
-    jmp option_digit
-option_done:
-    ret
+OPTIONS: Final = f"""{options.READER}
 option_seed:
 {text("seed=")}
 option_ops:
