@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -57,6 +58,10 @@ def answer(system: System, connected: socket.socket) -> tuple[int, bytes]:
     kind, _, _, length = struct.unpack("<IIII", connected.recv(16))
     return kind, connected.recv(length) if length else b""
 
+
+
+def test_only_its_owner_may_open_it(system: System, path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_second_socket(system: System, tmp_path: Path) -> None:
