@@ -21,7 +21,7 @@ DISK: Final = "disk.cpio"
 SHARED_MODULES: Final = ("crc32c_generic", "crc16", "mbcache", "jbd2", "ext4")
 XEN_MODULES: Final = ("xen-blkfront",)
 VIRTIO_MODULES: Final = (
-    "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk",
+    "virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk",
 )
 """For a root on /dev/vd*: QEMU alone, which benchmarks compare with."""
 MODULES: Final = (*SHARED_MODULES, *XEN_MODULES, *VIRTIO_MODULES)
