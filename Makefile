@@ -48,9 +48,11 @@ bench: $(STAMP) fetch
 bench-sched: $(PLOTS) fetch
 	@$(RUN) -m tools.bench --only sched-sim --only sched-guests --only sched-cost --output bench-sched.json $(BENCH_ARGS)
 
-# Disk schedulers against each other, and what xenstore does in a second; plots go to bench-plots.
+# Disks: what requests cost, Debian's dd beside QEMU's, the cache, schedulers against each other, xenstore; plots
+# go to bench-plots.
 bench-disk: $(PLOTS) fetch
-	@$(RUN) -m tools.bench --only disk-cache --only disk-shares --only store --output bench-disk.json $(BENCH_ARGS)
+	@$(RUN) -m tools.bench --only disk-cost --only disk-guest --only disk-cache --only disk-shares --only store \
+		--output bench-disk.json $(BENCH_ARGS)
 
 $(PLOTS): $(STAMP)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev,plots]'

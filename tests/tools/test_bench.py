@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.support.guests import require_guest
 from tools.bench import __main__ as bench
-from tools.bench import boot, loops, marks, micro, process, resident
+from tools.bench import boot, disk_guest, loops, marks, micro, process, resident
 from tools.bench.process import Line
 from tools.bench.report import Promise, Report
 
@@ -148,15 +148,17 @@ def test_a_report(tmp_path: Path) -> None:
     assert content["steps"] == report.steps
     out = io.StringIO()
     report.failures.append("hello: [red]gone")
+    report.notes.append("by [the] way")
     report.print(Console(width=100, file=out))
     text = out.getvalue()
     rows = [line.split("│") for line in text.splitlines() if "│" in line]
     assert [cell.strip() for cell in rows[0][1:-1]] == ["up", "1.00", "2.00", "0.50"]
     assert [cell.strip() for cell in rows[1][1:-1]] == ["done", "3.00", "4.00", "0.75"]
-    assert [cell.strip() for cell in rows[-1][1:-1]] == ["beyond", "2.50 us", "2 us", "broken"]
+    assert [cell.strip() for cell in rows[-1][1:-1]] == ["beyond", "2.50 us", "<= 2 us", "broken"]
     assert "load 1.2 at the start" in text
     assert content["host"]["load"] == 1.25
     assert "not measured: hello: [red]gone" in text
+    assert "by [the] way" in text
 
 
 def test_a_promise_holds_at_its_limit() -> None:
@@ -181,3 +183,19 @@ def test_contenders_run_the_same_kernel(tmp_path: Path) -> None:
         assert ramdisk in command
         assert kernel in command or contender.name == boot.BARE
         assert f" {boot.MEMORY_MIB} " in command
+
+
+def test_rates_out_of_processor_seconds() -> None:
+    ends = {"begin": 1.0, "end": 3.0}
+    times = {f"{step} {end}": at for step in disk_guest.STEPS for end, at in ends.items()}
+    assert disk_guest.rates(times) == dict.fromkeys(disk_guest.STEPS, 192 * 1.048576 / 2)
+    del times["direct end"]
+    with pytest.raises(marks.WorkloadError, match="did not say 'direct end'"):
+        disk_guest.rates(times)
+
+
+def test_processor_seconds_of_a_process() -> None:
+    before = disk_guest.cpu_seconds(os.getpid())
+    assert before == pytest.approx(sum(os.times()[:2]), abs=0.5)
+    sum(range(1 << 22))
+    assert disk_guest.cpu_seconds(os.getpid()) > before

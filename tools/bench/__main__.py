@@ -18,6 +18,8 @@ from tools.bench import (
     cost,
     determinism,
     disk_cache,
+    disk_cost,
+    disk_guest,
     disk_shares,
     memory,
     memory_loops,
@@ -121,7 +123,8 @@ def sameness(report: Report, rounds: int, say: Say) -> None:
 
 PARTS: Final[dict[str, Callable[[Report, int, Say], None]]] = {
     "boot": boots, "traps": traps, "starts": starts, "memory": tables, "sameness": sameness,
-    "disk-cache": disk_cache.measure, "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
+    "disk-cache": disk_cache.measure, "disk-cost": disk_cost.measure, "disk-guest": disk_guest.measure,
+    "disk-shares": disk_shares.measure, "sched-sim": sched_sim.measure,
     "sched-guests": sched_guests.measure, "sched-cost": sched_cost.measure,
     "store": store.measure,
 }

@@ -44,6 +44,8 @@ class Report:
     numbers: dict[str, Any] = field(default_factory=dict)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
     """The host's load before anything was measured: programs that shared the processors with us."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences that are printed below the tables."""
     failures: list[str] = field(default_factory=list)
     """Sentences about what could not be measured."""
 
@@ -81,6 +83,8 @@ class Report:
         for name, numbers in self.growth.items():
             each = ", ".join(f"{size}: {number:.2f}" for size, number in numbers.items())
             console.print(f"{name}: {each}", markup=False, highlight=False)
+        for note in self.notes:
+            console.print(note, markup=False, highlight=False)
         console.print(f"on {cpu_model()}, {os.cpu_count()} CPUs, load {self.load:.1f} at the start",
                       markup=False, highlight=False)
         for failure in self.failures:
