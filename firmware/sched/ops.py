@@ -13,8 +13,9 @@ from firmware.sched.scheduler import Scheduler
 from machine.clock import Clock, Event
 from machine.memory import MachineMemory
 
-YIELD_NS: Final = 1_000
-"""What a yield costs its caller in virtual time, so that a guest that spins with it does not spin for long.
+DECISION_NS: Final = 1_000
+"""What a yield, or a poll that has to wait, costs its caller in virtual time, so that a guest that spins with
+it does not spin for long.
 """
 MOST_PORTS: Final = 128
 """SCHEDOP_poll takes no more."""
@@ -86,7 +87,7 @@ class SchedOps:
         return -errno.ENOSYS
 
     def _yield(self, vcpu: VCpu, _argument: int) -> int:
-        vcpu.core.charge(YIELD_NS)
+        vcpu.core.charge(DECISION_NS)
         self._scheduler.give_way(vcpu)
         return 0
 
@@ -122,6 +123,7 @@ class SchedOps:
             if events.is_pending(number):
                 return 0
             ports.append(number)
+        vcpu.core.charge(DECISION_NS)
         vcpu.poll_ports = tuple(ports)
         events.polling.append(vcpu)
         if poll.timeout:

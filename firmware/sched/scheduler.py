@@ -82,6 +82,8 @@ class Scheduler:
         """By logical CPU: when whoever runs there has had their turn."""
         self._since = [0] * cores
         """By logical CPU: up to when its policy knows how long whoever is there has run."""
+        self._paid = 0
+        """Logical CPUs the next switch of which has been paid for: a bit mask."""
         self._pool_of: list[CpuPool | None] = [None] * cores
         self.pools: dict[int, CpuPool] = {}
         first = self.pools[0] = CpuPool(0, "Pool-0", self)
@@ -206,13 +208,18 @@ class Scheduler:
         self.release(vcpu, PAUSE_DOWN)
 
     def give_way(self, vcpu: VCpu) -> None:
-        """The running vCPU yields its logical CPU to others that wait for it."""
+        """The running vCPU yields its logical CPU to others that wait for it. It pays for the switch: a storm
+        of yields takes its time from nobody else.
+        """
         now = self.now()
         if self.trace.on:
             self.trace.record(events.YIELD, vcpu.core.index, now, vcpu.domain.id, vcpu.id)
         if vcpu.scheduled and self.pools[vcpu.pool].policy.give_way(vcpu, now):
-            self._until[vcpu.core.index] = DECIDE
-            vcpu.core.stop()
+            core = vcpu.core
+            core.charge(self.costs.switch)
+            self._paid |= 1 << core.index
+            self._until[core.index] = DECIDE
+            core.stop()
 
     # -- deciding and switching
 
@@ -242,6 +249,7 @@ class Scheduler:
             if current is not None:
                 self._leave(index, current, now)
             self.idle |= 1 << index
+            self._paid &= ~(1 << index)
             self._until[index] = DECIDE
             return None
         self.idle &= ~(1 << index)
@@ -253,6 +261,7 @@ class Scheduler:
             self.trace.record(events.SWITCH_INFCONT, index, now, vcpu.domain.id, vcpu.id,
                               now - vcpu.runstate_since, slice_ns)
         self._until[index] = now + slice_ns
+        self._paid &= ~(1 << index)
         return slice_ns
 
     def _charge_turn(self, index: int, vcpu: VCpu, now: int) -> None:
@@ -302,7 +311,7 @@ class Scheduler:
         self.unload(core)
         if vcpu.loaded:
             self.unload(vcpu.core)
-        cost = self.costs.switch
+        cost = 0 if self._paid >> core.index & 1 else self.costs.switch
         if vcpu.home != core.index:
             cost += self.costs.migration[self.placement.distance(vcpu.home, core.index)]
             vcpu.home = core.index

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from firmware.domain.vcpu import PAUSE_BLOCKED
-from firmware.sched.ops import YIELD_NS
+from firmware.sched.ops import DECISION_NS
 
 if TYPE_CHECKING:
     from tools.schedsim.core import SimCore
@@ -85,7 +85,7 @@ class Yield(Command):
     __slots__ = ()
 
     def begin(self, task: Task, core: SimCore) -> None:
-        core.charge(YIELD_NS)
+        core.charge(DECISION_NS)
         task.yields += 1
         task.simulator.scheduler.give_way(task.vcpu)
 
