@@ -232,7 +232,7 @@ class BootRun:
         path = self._request.scheduling.trace
         if self._schedule is not None and path is not None:
             try:
-                write_to(self._schedule, path, self._system.trace)
+                write_to(self._schedule, path, self._system.trace, self._system.now_ns)
             except OSError as error:
                 raise BadInputError(f"--sched-trace {path}: {reason_of(error)}") from error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from firmware.abi import io_xenbus as xenbus
 from firmware.disk.attach import DiskError
 from firmware.memory import frames
+from firmware.sched.parameters import ParameterError
 from firmware.store.path import home
 from xenpy.console import Console
 from xenpy.crash import render
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from firmware.disk.queue import Statistics
     from firmware.domain.crash import CrashInfo
     from firmware.domain.domain import Domain, DomainState
+    from firmware.domain.vcpu import VCpu
     from firmware.sched.parameters import Value
     from xenpy.disks import DiskLike
     from xenpy.system import System
@@ -168,16 +170,21 @@ class Guest:
 
         Raises ParameterError when that scheduler has no such parameter, or not that value.
         """
-        self._system.scheduling.set_share(self._domain, values,
-                                          None if vcpu is None else self._domain.vcpus[vcpu])
+        self._system.scheduling.set_share(self._domain, values, None if vcpu is None else self._vcpu(vcpu))
 
     def pin(self, cpus: Iterable[int], *, vcpu: int | None = None, soft: bool = False) -> None:
         """Have it, or one vCPU, run on these logical CPUs only; with `soft`, rather than on others. Raises
         ParameterError when it cannot run there.
         """
         wanted = list(cpus)
-        for each in self._domain.vcpus if vcpu is None else [self._domain.vcpus[vcpu]]:
+        for each in self._domain.vcpus if vcpu is None else [self._vcpu(vcpu)]:
             self._system.scheduling.set_affinity(each, *((None, wanted) if soft else (wanted, None)))
+
+    def _vcpu(self, number: int) -> VCpu:
+        if not 0 <= number < len(self._domain.vcpus):
+            raise ParameterError(f"guest {self.name!r} has vCPUs 0 to {len(self._domain.vcpus) - 1}, "
+                                 f"and no {number}")
+        return self._domain.vcpus[number]
 
     def move(self, pool: str | int) -> None:
         """Have it run in another CPU pool. Raises ParameterError."""

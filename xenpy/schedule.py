@@ -32,8 +32,10 @@ Event = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def chrome(records: Iterable[Record]) -> Iterator[Event]:
-    """Trace Event Format objects for the records, metadata first for each track that is met."""
+def chrome(records: Iterable[Record], until: int = 0) -> Iterator[Event]:
+    """Trace Event Format objects for the records, metadata first for each track that is met. What goes on
+    at the last record does so up to `until`, in virtual ns.
+    """
     tracks: set[tuple[int, int]] = set()
     since: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -55,7 +57,7 @@ def chrome(records: Iterable[Record]) -> Iterator[Event]:
             yield {"ph": "X", "name": what, "pid": process, "tid": thread, "ts": started / NS_A_US,
                    "dur": (when - started) / NS_A_US}
 
-    last = 0
+    last = until
     for record in records:
         last = max(last, record.when)
         if record.event == events.SWITCH_INFNEXT:
@@ -104,33 +106,35 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def write(trace: Trace, path: Path) -> None:
-    """Write the trace to a file, as its ending says. BadInputError when that cannot be."""
+def write(trace: Trace, path: Path, until: int = 0) -> None:
+    """Write the trace to a file, as its ending says; `until` as in `chrome`. BadInputError when that cannot
+    be.
+    """
     check_path(path)
     try:
         with FileIO(path, "w") as file:
-            write_to(file, path, trace)
+            write_to(file, path, trace, until)
     except OSError as error:
         raise BadInputError(f"{path}: cannot write the schedule trace: {reason_of(error)}") from error
 
 
-def write_to(file: FileIO, path: Path, trace: Trace) -> None:
+def write_to(file: FileIO, path: Path, trace: Trace, until: int = 0) -> None:
     """Write the trace to an open file in the format that the path's ending names. Raises OSError."""
-    for text in RENDERERS[path.suffix](trace):
+    for text in RENDERERS[path.suffix](trace, until):
         write_all(file, text.encode())
 
 
-def _json(trace: Trace) -> Iterator[str]:
+def _json(trace: Trace, until: int) -> Iterator[str]:
     lost = json.dumps({"lost records": trace.lost})
     yield f'{{"displayTimeUnit":"ns","otherData":{lost},"traceEvents":[\n'
     separator = ""
-    for entries in batched(chrome(trace)):
+    for entries in batched(chrome(trace, until)):
         yield separator + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
         separator = ",\n"
     yield "\n]}\n"
 
 
-def _text(trace: Trace) -> Iterator[str]:
+def _text(trace: Trace, _until: int) -> Iterator[str]:
     if trace.lost:
         yield f"# the ring was full: the first {trace.lost} records are lost\n"
     for lines in batched(timeline(trace)):

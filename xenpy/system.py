@@ -29,7 +29,7 @@ from machine.disk import Model
 from machine.faults import Fault, PowerCut
 from machine.machine import DEFAULT_QUANTUM_NS, SMT_FACTOR, Machine, MachineConfig, RunEnd
 from machine.topology import Topology
-from xenpy import images
+from xenpy import images, schedule
 from xenpy.disks import DEFAULT_MODEL, DiskLike, EmulatedDisk, Shelf
 from xenpy.errors import BadInputError
 from xenpy.guest import FRAMES_A_MIB, Frame, Guest, frame_of
@@ -231,8 +231,14 @@ class System:
 
     @property
     def trace(self) -> Trace:
-        """The schedule trace: `trace.start()`, then `xenpy.schedule` writes it out."""
+        """The schedule trace: `trace.start()`, then `write_schedule`."""
         return self.hypervisor.trace
+
+    def write_schedule(self, path: str | Path) -> None:
+        """Write the schedule trace to a file: .json for Chrome and Perfetto, .txt a timeline. BadInputError
+        when that cannot be.
+        """
+        schedule.write(self.trace, Path(path), self.now_ns)
 
     def run(self, until: Callable[[], bool] | None = None, within: float | None = None,
             wall: float | None = None) -> Outcome:

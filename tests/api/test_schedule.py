@@ -12,10 +12,12 @@ import pytest
 
 from firmware.sched.control import Scheduling
 from firmware.sched.parameters import ParameterError
+from firmware.sched.policy import POLICIES
 from firmware.trace import EVENTS, Trace
 from xenpy import System
 from xenpy.errors import BadInputError
 from xenpy.schedule import chrome, timeline, write
+from xenpy.system import Reason
 
 Machine = Callable[..., System]
 
@@ -45,6 +47,9 @@ def test_a_pinned_guest_and_a_pool(machine: Machine) -> None:
     assert scheduler.running(1) is not None
     with pytest.raises(ParameterError, match="no CPU 4"):
         first.pin([4])
+    for number in (1, -1):
+        with pytest.raises(ParameterError, match="has vCPUs 0 to 0"):
+            first.pin([1], vcpu=number)
     with pytest.raises(ParameterError, match="no parameter 'weight'"):
         first.set_share(weight=3)
     assert first.share == {}
@@ -69,6 +74,36 @@ def test_bad_shares_are_refused_and_leave_nothing(machine: Machine) -> None:
             system.add_domain("builtin:hello", scheduling=scheduling)
     assert system.hypervisor.memory.heap.free == free
     system.add_domain("builtin:hello").console.expect("Hello")
+
+
+def test_guests_go_on_through_every_policy(machine: Machine) -> None:
+    """Guests that compute, sleep, come and go, while their machine's scheduler changes every 10 ms."""
+    system = machine(topology="1x2x2", settings={"slice_ms": 1})
+    smp = system.add_domain("builtin:smp", vcpus=4)
+    hog = system.add_domain("builtin:hog", vcpus=2, cmdline="rounds=6")
+    sleeper = system.add_domain("builtin:sleeper", vcpus=2, cmdline="period=500 wakes=100")
+    control = system.scheduling
+    for name in (*POLICIES, *POLICIES):
+        ran = sum(hog.runstates(number)["running"] for number in (0, 1))
+        system.run(within=0.01)
+        assert hog.ended or sum(hog.runstates(number)["running"] for number in (0, 1)) > ran, name
+        control.set_policy(name)
+    assert system.run(within=2).reason is Reason.ENDED
+    assert "counter: 4000, missing 0" in smp.console.text
+    assert "hog: 2 vCPUs, 12 rounds" in hog.console.text
+    assert "sleeper: 200 wakes" in sleeper.console.text
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_machine_of_256_cpus_and_many_domains(machine: Machine, name: str) -> None:
+    system = machine(topology="4x32x2", scheduler=name)
+    share = Scheduling({"gang": False} if name == "gang" else {})
+    guests = [system.add_domain("builtin:smp", name=f"smp{number}", memory=8, vcpus=16, scheduling=share)
+              for number in range(2)]
+    guests += [system.add_domain("builtin:hello", name=f"h{number}", memory=8) for number in range(14)]
+    assert system.run(within=2).reason is Reason.ENDED
+    assert all("Hello from" in guest.console.text for guest in guests[2:])
+    assert all("counter: 16000, missing 0" in guest.console.text for guest in guests[:2])
 
 
 class TestTrace:
@@ -108,9 +143,23 @@ class TestTrace:
         write(system.trace, tmp_path / "s.txt")
         assert len((tmp_path / "s.txt").read_text().splitlines()) == len(system.trace)
         with pytest.raises(BadInputError, match="json"):
-            write(system.trace, tmp_path / "s.png")
+            system.write_schedule(tmp_path / "s.png")
         with pytest.raises(BadInputError, match="cannot write"):
             write(system.trace, tmp_path / "none" / "s.txt")
+
+    def test_what_goes_on_at_the_end_does_so_to_the_end(self, machine: Machine, tmp_path: Path) -> None:
+        """A hog alone on its CPU: nothing happens that could be recorded."""
+        system = machine(settings={"slice_ms": 1000})
+        system.trace.start()
+        system.add_domain("builtin:hog")
+        system.run(within=0.05)
+        system.write_schedule(tmp_path / "s.json")
+        spans = [entry for entry in json.loads((tmp_path / "s.json").read_text())["traceEvents"]
+                 if entry["ph"] == "X"]
+        assert {entry["name"] for entry in spans} >= {"d1v0", "running"}
+        for name in ("d1v0", "running"):
+            ends = [entry["ts"] + entry["dur"] for entry in spans if entry["name"] == name]
+            assert max(ends) == pytest.approx(50_000, abs=1)
 
     def test_a_full_ring_forgets_the_oldest(self) -> None:
         trace = Trace(records=4)
