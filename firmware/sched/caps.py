@@ -86,15 +86,10 @@ class Caps:
         return bool(self._budgets)
 
     def reserve(self, vcpu: VCpu, now: int) -> int | None:
-        """For how many ns a vCPU may run now: None without a cap, 0 when its domain has used it up. What it
-        has reserved already, for a turn that did not come to be, is its domain's again first.
-        """
-        budget = self._budgets.get(vcpu.domain.id)
+        """For how many ns a vCPU may run now: None without a cap, 0 when its domain has used it up."""
+        budget = self._budget_of(vcpu, now)
         if budget is None:
             return None
-        budget.left += self._reserved.pop(vcpu, 0)
-        if now >= budget.next:
-            self._replenish(budget, now)
         left = budget.left
         if left <= budget.nothing:
             return 0
@@ -116,13 +111,8 @@ class Caps:
 
     def park(self, vcpu: VCpu, now: int) -> bool:
         """Have a vCPU wait if its domain's budget is used up; `unpark` ends that."""
-        budget = self._budgets.get(vcpu.domain.id)
-        if budget is None:
-            return False
-        budget.left += self._reserved.pop(vcpu, 0)
-        if now >= budget.next:
-            self._replenish(budget, now)
-        if budget.left > budget.nothing:
+        budget = self._budget_of(vcpu, now)
+        if budget is None or budget.left > budget.nothing:
             return False
         budget.parked[vcpu] = None
         if budget.timer is None:
@@ -139,6 +129,17 @@ class Caps:
             if not budget.parked and budget.timer is not None:
                 budget.timer.cancel()
                 budget.timer = None
+
+    def _budget_of(self, vcpu: VCpu, now: int) -> Budget | None:
+        """Its domain's budget in this period. What the vCPU reserved for a turn that did not come to be is in
+        it again.
+        """
+        budget = self._budgets.get(vcpu.domain.id)
+        if budget is not None:
+            budget.left += self._reserved.pop(vcpu, 0)
+            if now >= budget.next:
+                self._replenish(budget, now)
+        return budget
 
     def _replenish(self, budget: Budget, now: int) -> None:
         if not budget.next:

@@ -18,7 +18,7 @@ from tools.schedsim import Simulator, Task
 from tools.schedsim.watching import books_balance
 from tools.schedsim.workloads import hog, random_mix, sleeper, yielder
 
-STEPS = (100_000 if os.environ.get("XENPY_SOAK") else 6_000)
+STEPS = (100_000 if os.environ.get("XENPY_SOAK") else 4_000)
 TOPOLOGIES = ("1x1x1", "1x2x2", "2x2x2")
 TUNINGS: dict[str, list[dict[str, Value]]] = {
     "rrobin": [{"slice_ms": 3}, {"slice_ms": 20}, {"steal": False}, {"steal": True}],

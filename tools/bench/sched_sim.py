@@ -14,8 +14,10 @@ from firmware.sched.parameters import ParameterError, Value
 from tools.bench import plot
 from tools.bench.report import Report
 from tools.schedsim import Simulator
+from tools.schedsim.crowd import crowd
 from tools.schedsim.result import co_run, neglect
-from tools.schedsim.workloads import barrier_team, hog, lock_team, periodic, random_mix, sleeper, yielder
+from tools.schedsim.watching import Decisions
+from tools.schedsim.workloads import barrier_team, hog, lock_team, periodic, sleeper
 
 Say = Callable[[str], None]
 Settings = Mapping[str, Value]
@@ -25,6 +27,9 @@ TICK: Final = 10 * MS
 TOPOLOGIES: Final = ("1x1x1", "1x2x1", "1x2x2", "2x2x2", "2x4x2", "4x8x2")
 STEALERS: Final = ("rrobin", "credit", "credit2", "bvt")
 SWEEP: Final = SECOND // 2
+WATCHED: Final = 1_000_000
+WATCHED_VCPUS: Final = 24
+WATCHED_PINNED: Final = 0.6
 SMT_CORES: Final = 8
 REBALANCE: Final = 2 * TICK
 RT_SETS: Final = 40
@@ -42,6 +47,7 @@ def measure(report: Report, rounds: int, say: Say) -> None:
     """All of it; `rounds` does not matter where time is virtual."""
     del rounds
     _idling(report, say)
+    _watched(report, say)
     _spreading(report, say)
     _warp(report, say)
     _deadlines(report, say)
@@ -56,18 +62,31 @@ def _idling(report: Report, say: Say) -> None:
             say(f"sched: random loads on {topology} under {policy}")
             chance = random.Random(f"{policy} {topology}")
             simulator = Simulator(topology, policy, log=True, seed=1)
-            for _ in range(chance.randrange(1, 2 * simulator.topology.cpus + 3)):
-                work = chance.choice(
-                    (hog, random_mix(5 * MS, 20 * MS), sleeper(200 * US, 3 * MS, 0.5), yielder())
-                )
-                hard = 1 << chance.randrange(simulator.topology.cpus) if chance.random() < 0.15 else -1
-                simulator.domain([work], hard=hard)
+            crowd(simulator, chance.randrange(1, 2 * simulator.topology.cpus + 3), chance)
             simulator.run(SWEEP)
             assert simulator.log is not None
             found[f"{policy} {topology}"] = neglect(simulator.log) / MS
             worst = max(worst, neglect(simulator.log))
     report.numbers["idle beside work, ms"] = found
     report.promise("longest a CPU idled while somebody could have run there", TICK / MS, worst / MS, "ms")
+
+
+def _watched(report: Report, say: Say) -> None:
+    """Every theft and every decision, with many that may not run everywhere."""
+    decisions = astray = thefts = far = 0
+    for policy in STEALERS:
+        simulator = Simulator("2x4x2", policy, seed=8)
+        crowd(simulator, WATCHED_VCPUS, random.Random(policy), WATCHED_PINNED)
+        seen = Decisions(simulator)
+        wanted = WATCHED // len(STEALERS)
+        say(f"sched: {wanted} decisions with pins under {policy}")
+        simulator.run(3600 * SECOND, until=lambda: seen.count >= wanted)  # noqa: B023
+        decisions, thefts = decisions + seen.count, thefts + seen.thefts
+        astray, far = astray + len(seen.astray), far + len(seen.far)
+    report.numbers["watched"] = {"decisions": decisions, "thefts": thefts}
+    report.promise_least("sibling work taken first, % of thefts", 100,
+                         100 * (1 - far / thefts) if thefts else 0)
+    report.promise("pins violated in 10^6 decisions", 0, astray)
 
 
 def _spreading(report: Report, say: Say) -> None:

@@ -25,6 +25,7 @@ AREA: Final = Area(
         "tests/sched/test_rtds.py",
         "tests/sched/test_placement.py",
         "tests/sched/test_liveness.py",
+        "tests/sched/test_replacing.py",
     ),
     (
         Mutant(
@@ -129,8 +130,8 @@ AREA: Final = Area(
         Mutant(
             "a used-up cap parks",
             CAPS,
-            "if budget.left > budget.nothing:\n            return False\n        budget.parked",
-            "if True:\n            return False\n        budget.parked",
+            "if budget is None or budget.left > budget.nothing:",
+            "if True:",
         ),
         Mutant(
             "overruns are owed",
@@ -181,5 +182,18 @@ AREA: Final = Area(
             "an affinity can be refused", CONTROL, "pool.policy.admit_affinity(vcpu, new_hard)\n", "pass\n"
         ),
         Mutant("the loss of a CPU can be refused", CONTROL, "pool.policy.admit_loss(going)", "pass"),
+        Mutant(
+            "a turn that did not come to be gives back what it reserved",
+            CAPS,
+            "budget.left += self._reserved.pop(vcpu, 0)",
+            "pass",
+        ),
+        Mutant(
+            "only what has a meaning is carried on",
+            CONTROL,
+            "if alike or (name in CARRIED and name in own)",
+            "if name in own",
+        ),
+        Mutant("single vCPUs keep their shares", CONTROL, "if single is not None:", "if False:"),
     ),
 )

@@ -10,6 +10,7 @@ BVT: Final = "firmware/sched/bvt.py"
 ATROPOS: Final = "firmware/sched/atropos.py"
 STRICT: Final = "firmware/sched/strict.py"
 RELAXED: Final = "firmware/sched/relaxed.py"
+GANG: Final = "firmware/sched/gang.py"
 BALANCE: Final = "firmware/sched/balance.py"
 MATRIX: Final = "firmware/sched/matrix.py"
 
@@ -21,6 +22,7 @@ AREA: Final = Area(
         "tests/sched/test_gang.py",
         "tests/sched/test_operator.py",
         "tests/sched/test_idling.py",
+        "tests/sched/test_replacing.py",
     ),
     (
         Mutant(
@@ -143,5 +145,13 @@ AREA: Final = Area(
             "if other is not vcpu and not other.pause_flags and other in home:",
             "if False:",
         ),
+        Mutant(
+            "the first plan begins at once",
+            STRICT,
+            "if not any(plan.rows for plan in plans) or self._all_idle():",
+            "if not plans or self.pool.idle == self.pool.mask:",
+        ),
+        Mutant("another form hears of those that run", GANG, "made.tuned(now)", "pass"),
+        Mutant("a form that ends looks no more", RELAXED, "event.cancel()", "pass"),
     ),
 )
