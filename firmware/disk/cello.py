@@ -157,7 +157,7 @@ class Cello(DiskPolicy):
         reserved = self._reserved.get(client.domain)
         if reserved is not None:
             counts = max(now, account.released)
-            account.released = counts + reserved.period * reserved.units(request.sectors)
+            account.released = counts + reserved.period * reserved.units(request.moved // SECTOR)
         account.waiting.append((client, request, counts))
         self._waiting[str(self.domain_share(client.domain)["class"])][client.domain] = account
 
@@ -182,7 +182,7 @@ class Cello(DiskPolicy):
     def finished(self, client: Client, request: DiskRequest, now: int) -> None:
         took = request.finished - request.started
         charged = self._charged.pop(request, None)
-        moved = request.sectors * SECTOR
+        moved = request.moved
         self._moved += moved
         due = self._due.pop(request, NEVER)
         account = self._accounts.get(client.domain)
@@ -255,7 +255,7 @@ class Cello(DiskPolicy):
         if account is None or self._spare <= 0:
             return None
         _, request, counts = account.waiting[0]
-        cost = longest(self.disk.model, max(1, request.sectors))
+        cost = longest(self.disk.model, max(1, request.moved // SECTOR))
         deadline = max(counts, self._server) + int(cost / self._spare)
         if deadline >= due:
             return None
@@ -300,7 +300,7 @@ class Cello(DiskPolicy):
         client, request, _ = account.waiting.popleft()
         if not account.waiting:
             self._settle_waiting(account)
-        charge = account.estimate if self._by_time else max(LEAST_BYTES, request.sectors * SECTOR)
+        charge = account.estimate if self._by_time else max(LEAST_BYTES, request.moved)
         account.left -= charge
         self._charged[request] = client, charge
         if due != NEVER:

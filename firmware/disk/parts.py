@@ -1,8 +1,8 @@
-"""Parts: a large request that goes to the disk in pieces and comes back as one."""
+"""Parts: a large transfer that goes to the disk in pieces and comes back as one."""
 
 from __future__ import annotations
 
-from machine.disk import SECTOR, DiskRequest, Operation
+from machine.disk import SECTOR, DiskRequest
 from machine.disk.request import Pieces
 
 
@@ -16,10 +16,9 @@ class Parts:
     def __init__(self, whole: DiskRequest, chunk: int) -> None:
         self._whole = whole
         self.requests: list[DiskRequest] = []
-        moves = whole.operation <= Operation.WRITE
         for at in range(0, whole.sectors, chunk):
             count = min(chunk, whole.sectors - at)
-            pieces = cut(whole.pieces, at * SECTOR, count * SECTOR) if moves else ()
+            pieces = cut(whole.pieces, at * SECTOR, count * SECTOR)
             self.requests.append(
                 DiskRequest(whole.operation, whole.sector + at, count, pieces, self._done, whole.owner)
             )

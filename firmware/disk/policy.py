@@ -41,7 +41,7 @@ class DiskPolicy(Tunable, ABC):
         """The share of this domain has changed."""
 
     def chunk(self, client: Client) -> int:
-        """Larger requests of a client, in sectors, are to come in parts of this size; 0: as they are."""
+        """Larger transfers of a client, in sectors, are to come in parts of this size; 0: as they are."""
         return 0
 
     @abstractmethod

@@ -46,7 +46,7 @@ class DiskScheduler:
         """Queue a request, which must be within the disk and memory; its `done` is called when it is done."""
         now, chunk = self._clock.now, self.policy.chunk(client)
         request.owner = client
-        if 0 < chunk < request.sectors:
+        if 0 < chunk * SECTOR < request.moved:
             for part in Parts(request, chunk).requests:
                 self.policy.arrive(client, part, now)
         else:
@@ -99,7 +99,7 @@ class DiskScheduler:
     def _finished(self, request: DiskRequest) -> None:
         client, done = self._flying.pop(request)
         client.requests += 1
-        client.bytes += request.sectors * SECTOR
+        client.bytes += request.moved
         client.time += request.finished - request.started
         self.policy.finished(client, request, request.finished)
         request.done = done

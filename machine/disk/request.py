@@ -58,5 +58,10 @@ class DiskRequest:
         self.abandoned = False
         self.submitted = self.started = self.finished = 0
 
+    @property
+    def moved(self) -> int:
+        """Bytes between memory and disk. None for FLUSH and DISCARD, however many sectors one names."""
+        return self.sectors * SECTOR if self.operation <= Operation.WRITE else 0
+
     def __repr__(self) -> str:
         return f"<{Operation(self.operation).name} of {self.sectors} sectors at {self.sector}>"

@@ -236,6 +236,26 @@ def test_every_request_is_done_once_and_the_disk_never_idles(
     assert all(request.finished >= request.started and not request.error for request in done)
 
 
+@pytest.mark.parametrize("share", ["time", "bytes"])
+def test_a_discard_of_a_whole_disk_is_one_small_request(share: str) -> None:
+    """A frontend may name every sector of a disk; nothing may grow with that."""
+    rig = Rig("cello", {"share": share}, sectors=1 << 40)
+    greedy, other = rig.client(), rig.client()
+    done: list[DiskRequest] = []
+    for _ in range(3):
+        rig.submit(greedy, Operation.DISCARD, 0, 1 << 40, done.append)
+    rig.submit(other, Operation.WRITE, 8, 2048, done.append)
+    rig.run(10_000 * MS)
+    assert len(done) == 4
+    assert rig.disk.counters.discards == 3
+    assert rig.disk.counters.writes > 1
+    assert (greedy.bytes, other.bytes) == (0, 2048 * 512)
+    policy = rig.scheduler.policy
+    assert isinstance(policy, Cello)
+    mine, theirs = policy.accounts
+    assert mine.used < theirs.used
+
+
 class TestParts:
     @given(st.lists(st.integers(1, 8), min_size=1, max_size=8), st.integers(1, 20))
     def test_the_parts_are_the_whole(self, sizes: list[int], chunk: int) -> None:
