@@ -7,6 +7,8 @@ from typing import Final
 
 PAGE: Final = 4096
 """Bytes that are written at once."""
+_MANY: Final = 1 << 12
+"""Sectors from which on bits are not looked at one by one."""
 
 
 class Bitmap:
@@ -30,6 +32,14 @@ class Bitmap:
 
     def set(self, first: int, count: int) -> None:
         """These sectors are here."""
+        if count > _MANY:
+            # Whole bytes at once: a discard may name all sectors of a disk.
+            begin, end = first + 7 >> 3, first + count >> 3
+            self._bits[begin:end] = b"\xff" * (end - begin)
+            self._dirty.update(range(begin // PAGE, (end - 1) // PAGE + 1))
+            self.set(first, begin * 8 - first)
+            self.set(end * 8, first + count - end * 8)
+            return
         begin, end = first >> 3, first + count + 7 >> 3
         bits = self._bits
         mask = ((1 << count) - 1) << (first & 7)
