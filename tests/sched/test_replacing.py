@@ -8,10 +8,11 @@ from itertools import product
 
 import pytest
 
+from firmware.domain.vcpu import PAUSE_CONTROL
 from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import ParameterError, Value
 from firmware.sched.policy import POLICIES as REGISTRY
-from tests.sched.stealers import MS, US
+from tests.sched.stealers import MS, SECOND, US
 from tools.schedsim import Simulator
 from tools.schedsim.watching import Decisions, books_balance
 from tools.schedsim.workloads import hog, random_mix
@@ -74,10 +75,29 @@ def test_an_old_policy_leaves_no_timers() -> None:
         tasks = simulator.domain([hog] * 2) + simulator.domain([hog] * 2)
         simulator.run(25 * MS)
         for task in tasks:
-            simulator.scheduler.hold(task.vcpu, 8)
+            simulator.scheduler.hold(task.vcpu, PAUSE_CONTROL)
         control.set_policy(*KINDS[other])
         simulator.run(0)
         assert simulator.clock.next() is None, (kind, other)
+
+
+def test_a_stopped_leader_is_not_looked_at_any_more() -> None:
+    simulator = Simulator("1x2x1", "gang", {"form": "relaxed"})
+    control = SchedulerControl(simulator.scheduler)
+    gang = simulator.domain([hog] * 2)
+    rivals = [simulator.domain([hog], hard=2)[0] for _ in range(3)]
+    for cpu, task in enumerate(gang):
+        control.set_affinity(task.vcpu, hard=[cpu])
+    simulator.run(5 * MS)
+    assert simulator.run(SECOND, until=lambda: simulator.scheduler.running(0) is None)
+    assert simulator.clock.now < SECOND
+    assert gang[0].vcpu.runnable, "it leads, and waits for its sibling"
+    control.set_policy("rrobin")
+    for task in (*gang, *rivals):
+        simulator.scheduler.hold(task.vcpu, PAUSE_CONTROL)
+    before = simulator.clock.fired
+    simulator.run(SECOND)
+    assert simulator.clock.fired == before
 
 
 class TestShares:

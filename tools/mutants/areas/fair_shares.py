@@ -16,6 +16,7 @@ CAPS: Final = "firmware/sched/caps.py"
 RTDS: Final = "firmware/sched/rtds.py"
 RESERVATIONS: Final = "firmware/sched/reservations.py"
 CONTROL: Final = "firmware/sched/control.py"
+SCHEDULER: Final = "firmware/sched/scheduler.py"
 
 AREA: Final = Area(
     "fair shares",
@@ -26,6 +27,7 @@ AREA: Final = Area(
         "tests/sched/test_placement.py",
         "tests/sched/test_liveness.py",
         "tests/sched/test_replacing.py",
+        "tests/sched/test_costs.py",
     ),
     (
         Mutant(
@@ -194,6 +196,8 @@ AREA: Final = Area(
             "if alike or (name in CARRIED and name in own)",
             "if name in own",
         ),
+        Mutant("who yields pays", SCHEDULER, "core.charge(self.costs.switch)", "pass"),
+        Mutant("nobody pays twice", SCHEDULER, "cost = 0 if self._paid >> core.index & 1 else ", "cost = "),
         Mutant("single vCPUs keep their shares", CONTROL, "if single is not None:", "if False:"),
     ),
 )
