@@ -268,5 +268,13 @@ class Shelf:
 def _key(spec: DiskSpec | VirtualDisk) -> tuple[object, ...]:
     if isinstance(spec, VirtualDisk):
         return ()
-    overlay = None if spec.overlay is None else str(Path(spec.overlay).resolve())
-    return spec.format, str(Path(spec.target).resolve()), overlay, spec.write_cache, spec.snapshot
+    overlay = None if spec.overlay is None else _place(spec.overlay)
+    return spec.format, _place(spec.target), overlay, spec.write_cache, spec.snapshot
+
+
+def _place(path: str | Path) -> str:
+    """Where a path leads. One that leads nowhere stays as it is: opening it tells why."""
+    try:
+        return str(Path(path).resolve())
+    except (OSError, RuntimeError, ValueError):
+        return str(path)

@@ -53,6 +53,8 @@ class HostFile:
             descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
         except OSError as error:
             raise MediumError(f"The disk image {path} cannot be opened: {_reason(error)}.") from error
+        except ValueError as error:
+            raise MediumError(f"The disk image {str(path)!r} cannot be opened: {error}.") from error
         return cls._locked(str(path), descriptor, write)
 
     @classmethod

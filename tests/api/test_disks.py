@@ -142,6 +142,11 @@ def test_media(machine: Machine, image: Path, tmp_path: Path) -> None:
     assert len(system.disks) == 4
 
 
+def test_a_name_that_no_file_has(machine: Machine) -> None:
+    with pytest.raises(BadInputError, match="cannot be opened: embedded null byte"):
+        machine().add_disk("one\0two")
+
+
 def test_faults_and_the_cache(machine: Machine) -> None:
     with pytest.raises(BadInputError, match="no fault"):
         machine(faults=["disk.melt"])

@@ -85,10 +85,18 @@ DISK = "IMAGE,,xvda"
 def test_bad_options(xenpy: Run, image: Path, arguments: list[str], said: str) -> None:
     result = xenpy("boot", "builtin:hello", *(each.replace("IMAGE", str(image)) for each in arguments))
     text = result.stderr.decode()
-    assert result.returncode == 2
+    assert result.returncode == 2, text
     assert said in text
     assert text.count("\n") == 1
     assert image.read_bytes() == bytes(1 << 20)
+
+
+def test_an_image_that_leads_to_itself(xenpy: Run, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    result = xenpy("boot", "builtin:hello", "--disk", f"{loop},,xvda")
+    assert result.returncode == 2, result.stderr
+    assert b"cannot be opened: too many levels of symbolic links" in result.stderr
 
 
 def test_an_image_in_use(xenpy: Run, image: Path) -> None:
