@@ -17,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from firmware.abi.sched import SHUTDOWN_poweroff
 from firmware.disk.attach import DiskError
 from firmware.disk.scheduler import DEFAULT_POLICY
 from firmware.disk.vbd import VirtualDisk
+from firmware.domain.domain import Domain
 from firmware.domain.errors import BuildError
 from firmware.hypervisor import CACHE_MIB, DomainConfig, DomainError, Hypervisor
 from firmware.sched.control import ANYWHERE, SchedulerControl, Scheduling
@@ -239,6 +241,15 @@ class System:
         when that cannot be.
         """
         schedule.write(self.trace, Path(path), self.now_ns)
+
+    def destroy(self, guest: Guest, domain: Domain) -> None:
+        """See `Guest.destroy`."""
+        if guest not in self.guests:
+            return
+        guest.console.refill()
+        self.hypervisor.lifecycle.shutdown(domain, SHUTDOWN_poweroff)
+        self.hypervisor.destroy_domain(domain)
+        self.guests.remove(guest)
 
     def run(self, until: Callable[[], bool] | None = None, within: float | None = None,
             wall: float | None = None) -> Outcome:

@@ -10,6 +10,7 @@ import pytest
 from firmware.abi import xen
 from firmware.domain.domain import DomainState
 from firmware.hypercalls import GuestFault
+from firmware.sched.control import Scheduling
 from guests.assembler import ENTRY, VIRT_BASE
 from guests.macros import kernel
 from tests.cli import kernels
@@ -227,3 +228,37 @@ def test_what_cannot_be_built(machine: Machine, options: dict[str, object], said
     survivor = system.add_domain("builtin:hello", memory=16)
     system.run(within=1)
     assert survivor.state is DomainState.POWEROFF
+
+
+def test_a_destroyed_guest_leaves_room(machine: Machine) -> None:
+    system = machine(scheduler="rtds", memory=128)
+    free = system.hypervisor.memory.heap.free
+    share = Scheduling({"period_us": 10_000, "budget_us": 6_000})
+    first = system.add_domain("builtin:hog", name="first", memory=64, scheduling=share)
+    system.run(within=0.01)
+    with pytest.raises(BadInputError, match="cannot be scheduled"):
+        system.add_domain("builtin:hog", memory=32, scheduling=share)
+    first.destroy()
+    first.destroy()
+    assert (first.ended, system.guests, system.hypervisor.memory.heap.free) == (True, [], free)
+    second = system.add_domain("builtin:hello", memory=64, scheduling=share)
+    assert second.id != first.id
+    assert system.run().reason is Reason.ENDED
+    assert second.console.text == "Hello from a PV guest\n"
+    second.destroy()
+    assert second.console.text == "Hello from a PV guest\n"
+    assert system.hypervisor.memory.heap.free == free
+
+
+@pytest.mark.parametrize("name", ["echo", "sleeper", "smp", "yields"])
+def test_destroying_a_guest_in_the_middle_leaves_its_neighbour_alone(machine: Machine, name: str) -> None:
+    system = machine(cpus=2)
+    free = system.hypervisor.memory.heap.free
+    victim = system.add_domain(f"builtin:{name}", vcpus=2)
+    neighbour = system.add_domain("builtin:sleeper", vcpus=2, cmdline="wakes=20")
+    system.run(within=0.0005)
+    victim.destroy()
+    assert system.run(within=1).reason is Reason.ENDED
+    assert neighbour.console.text.endswith("sleeper: done\n")
+    neighbour.destroy()
+    assert system.hypervisor.memory.heap.free == free
