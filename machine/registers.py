@@ -56,6 +56,7 @@ HF_PE = 1 << 7
 HF_TS = 1 << 11
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
+HF_OSFXSR = 1 << 22
 
 # Descriptor bits, second word (Intel SDM volume 3, 3.4.5)
 DESC_L = 1 << 21
@@ -70,6 +71,7 @@ FLAG_CF, FLAG_FIXED, FLAG_PF, FLAG_AF, FLAG_ZF, FLAG_SF = 1 << 0, 1 << 1, 1 << 2
 FLAG_TF, FLAG_IF, FLAG_DF, FLAG_OF = 1 << 8, 1 << 9, 1 << 10, 1 << 11
 FLAG_IOPL, FLAG_NT, FLAG_RF, FLAG_VM, FLAG_AC = 3 << 12, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 FLAG_VIF, FLAG_VIP, FLAG_ID = 1 << 19, 1 << 20, 1 << 21
+FLAGS_IN_BLOCKS = FLAG_TF | FLAG_IOPL | FLAG_RF | FLAG_VM | FLAG_AC  # besides hflags, in a block's key
 FLAGS_ARITHMETIC = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
 
 # Control registers and EFER (Intel SDM volume 3, 2.5 and 2.2.1)

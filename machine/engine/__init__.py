@@ -4,6 +4,8 @@ from .cpu import CpuState
 from .engine import Engine, EngineOptions
 from .errors import EngineError, UnsupportedEngine
 from .layout import (
+    BLOCK_COUNT,
+    BLOCK_EPOCH_SHIFT,
     EXCEPTION_NS,
     MAX_CHUNK,
     MMU_KERNEL,
@@ -18,6 +20,8 @@ from .layout import (
 )
 
 __all__ = [
+    "BLOCK_COUNT",
+    "BLOCK_EPOCH_SHIFT",
     "EXCEPTION_NS",
     "MAX_CHUNK",
     "MMU_KERNEL",

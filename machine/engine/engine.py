@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+from machine import registers as reg
 
 from . import library as lib
 from .cpu import CpuState
 from .errors import UnsupportedEngine
 from .hooks import Hooks
 from .interpose import Interposer, interposer
-from .layout import Layout, SharedWord
-from .library import library, poke
+from .layout import BLOCK_COUNT, BLOCK_EPOCH_SHIFT, BLOCK_WORDS, Layout, SharedWord
+from .library import library, peek, poke
 from .selftest import cpuid, no_exit_request, verify
 
 SUPPORTED_VERSION = (2, 1, 4)
@@ -27,12 +30,14 @@ class EngineOptions:
     `coherence`: stores into frames that hold translated code are always seen (off: wrong code runs).
     `eager`: TLB entries of frames without code are fast from the first store.
     `native`: native handlers of the firmware's are asked first.
+    `blocks`: the next block is looked for in a cache of the machine's own first.
     `degraded`: do without interposition, as on builds that do not allow it.
     """
 
     coherence: bool = True
     eager: bool = True
     native: bool = True
+    blocks: bool = True
     degraded: bool = False
     layout: Layout = field(default_factory=Layout)
 
@@ -86,6 +91,7 @@ class Engine:
         self.shared[SharedWord.CODE] = code_map
         self.shared[SharedWord.COHERENT] = int(self.lean and options.coherence)
         self.shared[SharedWord.EAGER] = int(self.lean and options.eager)
+        self._blocks = self._open_blocks(peek(self.uc + layout.tcg_context))
         self._slot = lib.view(self.uc + layout.cpu_slot, 8).cast("Q")
         self.current: CpuState | None = None
         self.hooks = Hooks(self)
@@ -124,6 +130,17 @@ class Engine:
                 raise UnsupportedEngine(f"uc_mem_map_ptr: error {code}")
         self._interposer.opened(1)
         return uc
+
+    def _open_blocks(self, tcg: int) -> mmap.mmap:
+        blocks = mmap.mmap(-1, 8 * BLOCK_WORDS * BLOCK_COUNT)
+        shared = self.shared
+        shared[SharedWord.BLOCKS] = ctypes.addressof(ctypes.c_char.from_buffer(blocks))
+        shared[SharedWord.BLOCK_CODE] = peek(tcg + self._layout.tcg_buffer)
+        shared[SharedWord.BLOCK_EPOCH] = 1 << BLOCK_EPOCH_SHIFT
+        shared[SharedWord.TCG] = tcg
+        if self.lean and self.options.blocks:
+            shared[SharedWord.BLOCK_STATE] = reg.HF_OSFXSR | 3
+        return blocks
 
     def translating(self) -> AbstractContextManager[None]:
         """To be held while emulation may run."""

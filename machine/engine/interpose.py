@@ -23,6 +23,7 @@ _ALWAYS = {
     "gettimeofday": "time_of_day",
 }
 _CHECK = "helper_check_exit_request_x86_64"
+_LOOKUP = "helper_lookup_tb_ptr_x86_64"
 
 
 class Interposer:
@@ -31,19 +32,20 @@ class Interposer:
     def __init__(self, library: Library, layout: Layout) -> None:
         self.library = library
         self.stubs = Stubs(library, layout)
-        slots = find_slots(library, (*_ALWAYS, _CHECK))
+        slots = find_slots(library, (*_ALWAYS, _CHECK, _LOOKUP))
         self.missing = ""
         for name in _ALWAYS:
             if len(slots[name]) != 1:
                 self.missing = f"{len(slots[name])} relocation slots for {name}, not 1"
-        kinds = sorted(kind for _, kind in slots[_CHECK])
-        if len(kinds) != 2 or kinds[0] != R_X86_64_64:
-            self.missing = f"relocation slots of types {kinds} for {_CHECK}"
+        for name in (_CHECK, _LOOKUP):
+            kinds = sorted(kind for _, kind in slots[name])
+            if len(kinds) != 2 or kinds[0] != R_X86_64_64:
+                self.missing = f"relocation slots of types {kinds} for {name}"
         if self.missing:
             return
         self._hooks = {name: Slots([address for address, _ in slots[name]]) for name in _ALWAYS}
-        self._table = Slots([address for address, kind in slots[_CHECK] if kind == R_X86_64_64])
-        self._called = Slots([address for address, kind in slots[_CHECK] if kind != R_X86_64_64])
+        self._table = _slots(slots, table=True)
+        self._called = _slots(slots, table=False)
 
     def install(self) -> None:
         """Put the opaque-guarded replacements in place."""
@@ -59,46 +61,64 @@ class Interposer:
         """Count machines: with none open the library sees host time again."""
         self.stubs.time[0] += change
 
+    def _targets(self, stub: str) -> tuple[int, int]:
+        return self.stubs.entry[stub], self.stubs.entry["lookup"]
+
     def translating(self, stub: str) -> _Translating:
         """While inside, new translations enter their blocks through this stub."""
-        return _Translating(self._called, self.stubs.entry[stub])
+        return _Translating(self._called, self._targets(stub))
 
     def opening(self, stub: str) -> _Opening:
         """While inside, a new Uc learns this stub as its block-entry helper."""
-        return _Opening(self._table, self._called, self.stubs.entry[stub])
+        return _Opening(self._table, self._called, self._targets(stub))
 
 
 class _Translating:
-    __slots__ = ("_slots", "_target")
+    __slots__ = ("_slots", "_targets")
 
-    def __init__(self, slots: Slots, target: int) -> None:
-        self._slots, self._target = slots, target
+    def __init__(self, slots: tuple[Slots, Slots], targets: tuple[int, int]) -> None:
+        self._slots, self._targets = slots, targets
 
     def __enter__(self) -> None:
-        self._slots.set(self._target)
+        for slots, target in zip(self._slots, self._targets, strict=True):
+            slots.set(target)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._slots.restore()
+        for slots in self._slots:
+            slots.restore()
 
 
 class _Opening(_Translating):
     __slots__ = ("_table",)
 
-    def __init__(self, table: Slots, called: Slots, target: int) -> None:
-        super().__init__(called, target)
+    def __init__(
+        self, table: tuple[Slots, Slots], called: tuple[Slots, Slots], targets: tuple[int, int]
+    ) -> None:
+        super().__init__(called, targets)
         self._table = table
 
     def __enter__(self) -> None:
         super().__enter__()
-        self._table.set(self._target)
+        for slots, target in zip(self._table, self._targets, strict=True):
+            slots.set(target)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._table.restore()
+        for slots in self._table:
+            slots.restore()
         super().__exit__(kind, value, trace)
+
+
+def _slots(found: dict[str, list[tuple[int, int]]], table: bool) -> tuple[Slots, Slots]:
+    """Of the two helpers that blocks call: where a new Uc, or else the translator, reads their addresses."""
+    check, lookup = (
+        Slots([address for address, kind in found[name] if (kind == R_X86_64_64) is table])
+        for name in (_CHECK, _LOOKUP)
+    )
+    return check, lookup
 
 
 _interposers: dict[Layout, Interposer] = {}

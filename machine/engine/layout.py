@@ -46,9 +46,15 @@ class Layout:
     tlb_victims_size: int = 512
     tlb_fast: int = 0x8A50 - 64  # CPUTLB.f[3]: mask, table
     tlb_entry_size: int = 64
+    tlb_code: int = 16  # inside CPUTLBEntry: addr_code
     tlb_paddr: int = 24  # inside CPUTLBEntry, behind addr_read, addr_write, addr_code
     tb_header: int = 0xC0  # code of a block begins this far behind its TranslationBlock
     tb_code: int = 32  # TranslationBlock: tc.ptr
+    tb_flags: int = 16  # TranslationBlock: flags
+    tb_frames: int = 0x48  # TranslationBlock: page_addr[2]; -1: in one page
+    tcg_buffer: int = 0xA8  # TCGContext: code_gen_buffer, then its size
+    tcg_invalidations: int = 0xD8  # TCGContext: tb_phys_invalidate_count
+    tcg_flushes: int = 0x98D0  # TCGContext: tb_ctx.tb_flush_count
     cr3: int = 0x1A8 + 24  # env: cr[3]
     features_8000_0001_edx: int = 5680  # env: features[FEAT_8000_0001_EDX]
 
@@ -90,11 +96,23 @@ class SharedWord:
     COHERENT = 10  # 1: interposed coherence; 0: as the original
     EAGER = 11  # 1: entries of frames without code are fast from the start
     NATIVE_SYSCALL = 12  # address of the machine's native handler of system calls
-    FIRST_CPU = 16
+    BLOCKS = 13  # host address of the block cache
+    BLOCK_STATE = 14  # CPL and upper half of the flags of blocks that it holds
+    BLOCK_CODE = 15  # host address of the code buffer
+    BLOCK_EPOCH = 16  # upper 16 bits
+    BLOCK_CHANGES = 17  # blocks invalidated and flushes of all blocks when the epoch began
+    BLOCKS_KEPT = 18  # blocks that were entered into the cache
+    TCG = 19  # host address of the TCGContext
+    FIRST_CPU = 20
 
 
 UNIT_NS = 10  # virtual time of one executed block at full speed
 RATE_SHIFT = 10
 TSC_NS = 100  # what one rdtsc or rdtscp costs
 EXCEPTION_NS = 150  # what entering the hypervisor by an exception or a software interrupt costs
+BLOCK_COUNT = 1 << 15  # entries of the block cache; a boot and its programs use about ten thousand blocks
+BLOCK_WORDS = 2  # 64-bit words of an entry
+BLOCK_PLACES = 1 << 24  # cache lines of the code buffer that an entry can name: all of 1 GiB
+BLOCK_EPOCH_SHIFT = 48
+BLOCK_STATE_MASK = 0xFFFF0003  # of a block's flags: what an entry does not hold, and CPL
 MAX_CHUNK = 0xFFFF  # the block budget is 16 bits wide

@@ -8,7 +8,7 @@ from machine import registers as reg
 
 from . import library as lib
 from .errors import UnsupportedEngine
-from .layout import MMU_MODES, Layout
+from .layout import BLOCK_PLACES, MMU_MODES, Layout
 from .library import Library, peek, poke
 
 _SENTINEL = 0x5EED_BE00_1122_0000
@@ -16,8 +16,9 @@ _CR0 = reg.CR0_PE | reg.CR0_MP | reg.CR0_ET | reg.CR0_NE | reg.CR0_WP
 _MSR_TSC_AUX = 0xC000_0103
 _LARGEST_TLB = 1 << 22
 _PAGE_SIZE = 0x1000
+_LINE = 64  # code of a block begins on a cache line
 _PAGE, _FRAME = 0x5000, 0x1000
-_READ = 1
+_READ, _EXEC = 1, 4
 _NOTHING = (1 << 64) - 1
 _RDTSCP = 1 << 27  # CPUID 8000_0001 edx
 
@@ -77,9 +78,25 @@ def verify(library: Library, layout: Layout, uc: int) -> int:
     _require(peek(cpu + layout.opaque) == 0, "the opaque pointer is in use")
     _require(peek(cpu + layout.bank_tag) == 0, "trace_dstate is in use")
     _registers(library, uc, env)
+    _blocks(library, layout, peek(uc + layout.tcg_context), cpu)
     _tlbs(library, layout, cpu)
     _features(library, layout, env)
     return cpu
+
+
+def _blocks(library: Library, layout: Layout, tcg: int, cpu: int) -> None:
+    """The buffer of translated code, and what counts that blocks went."""
+    _require(_readable(tcg, layout.tcg_flushes + 4), "TCGContext")
+    buffer, size = peek(tcg + layout.tcg_buffer), peek(tcg + layout.tcg_buffer + 8)
+    _require(buffer % _PAGE_SIZE == 0 and 0 < size <= BLOCK_PLACES * _LINE, "code buffer")
+    _require(_readable(buffer, layout.tb_header), "code buffer")
+    code = ctypes.string_at(library.address("tcg_tb_phys_invalidate_count_x86_64"), 8)
+    expected = b"\x48\x8b\x87" + layout.tcg_invalidations.to_bytes(4, "little") + b"\xc3"
+    _require(code == expected, "count of invalidated blocks")  # mov rax, [rdi + disp32]; ret
+    flushes = ctypes.c_uint32.from_address(tcg + layout.tcg_flushes)
+    before = flushes.value
+    library.dll.tb_flush_x86_64(cpu)
+    _require(flushes.value == before + 1, "count of flushes of all blocks")
 
 
 def _registers(library: Library, uc: int, env: int) -> None:
@@ -137,10 +154,11 @@ def _tlbs(library: Library, layout: Layout, cpu: int) -> None:
     ends = victims, victims + layout.tlb_victims_size - 8
     for end in ends:
         poke(end, 1)
-    library.dll.tlb_set_page_x86_64(cpu, _PAGE, _FRAME, _READ, 0, _PAGE_SIZE)
+    library.dll.tlb_set_page_x86_64(cpu, _PAGE, _FRAME, _READ | _EXEC, 0, _PAGE_SIZE)
     mask, table = peek(cpu + layout.tlb_fast), peek(cpu + layout.tlb_fast + 8)
     entry = table + (_PAGE // _PAGE_SIZE * layout.tlb_entry_size & mask)
     _require(peek(entry) == _PAGE and peek(entry + layout.tlb_paddr) == _FRAME, "TLB entry")
+    _require(peek(entry + layout.tlb_code) == _PAGE, "TLB entry")
     used = cpu + layout.tlb_desc + layout.tlb_used
     dirty = ctypes.c_uint16.from_address(cpu + layout.tlb)
     poke(used, 5)

@@ -13,6 +13,11 @@ from machine import registers as reg
 
 from .errors import UnsupportedEngine
 from .layout import (
+    BLOCK_COUNT,
+    BLOCK_EPOCH_SHIFT,
+    BLOCK_PLACES,
+    BLOCK_STATE_MASK,
+    BLOCK_WORDS,
     EXCEPTION_NS,
     MMU_MODES,
     MMU_USER,
@@ -44,6 +49,7 @@ NAMES = (
     "flush_frame",
     "see",
     "restore_state",
+    "lookup",
 )
 FIRMWARE_RTC_PORTS = 0x70  # and 0x71: index and data of the clock
 FIRMWARE_PCI_PORTS = 0xCF8  # to 0xCFF: configuration mechanism 1
@@ -162,6 +168,20 @@ def _assemble(library: Library, layout: Layout, time_cell: int) -> bytes:
         "TLB_VICTIMS_SIZE": layout.tlb_victims_size,
         "BANK_TAG": layout.bank_tag,
         "CR3": layout.cr3,
+        "LOOKUP_TB_PTR": library.address("helper_lookup_tb_ptr_x86_64"),
+        "EFLAGS": reg.EFLAGS * 8,
+        "CS_BASE": reg.CS_BASE * 8,
+        "FLAGS_IN_BLOCKS": reg.FLAGS_IN_BLOCKS,
+        "BLOCK_STATE_MASK": BLOCK_STATE_MASK,
+        "BLOCK_MASK": BLOCK_COUNT - 1,
+        "BLOCK_WORDS": BLOCK_COUNT * BLOCK_WORDS,
+        "BLOCK_PLACES": BLOCK_PLACES,
+        "BLOCK_ONE_EPOCH": 1 << BLOCK_EPOCH_SHIFT,
+        "TLB_CODE": layout.tlb_code,
+        "TB_FLAGS": layout.tb_flags,
+        "TB_FRAMES": layout.tb_frames,
+        "TCG_FLUSHES": layout.tcg_flushes,
+        "TCG_INVALIDATIONS": layout.tcg_invalidations,
     }
     for words in (CellWord, SharedWord):
         values |= {name: 8 * number for name, number in vars(words).items() if name.isupper()}

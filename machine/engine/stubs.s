@@ -407,6 +407,134 @@ set_page_done:
     pop rbx
     ret
 
+# helper_lookup_tb_ptr(env): the code of the block that runs next, or of the way back to the main loop. The machine's block cache is
+# asked in front of the original, for blocks in ring 3 with the usual flags and no code base. An entry is two words: pc << 16 | low half
+# of the flags; and, from the top, 16 bits of epoch, 24 of frame number and 24 of the code's place in the buffer, in cache lines. It
+# counts only while the live TLB shows its frame at its page, so no flush need reach the cache, which all cores share; and no block has
+# been invalidated since, or the epoch would be another. Blocks that lie in two pages are left to the original.
+    .balign 16
+lookup:
+    mov rax, [rdi - {ENV_OPAQUE}]
+    test rax, rax
+    jz lookup_original
+    mov rax, [rax + {SHARED}]
+    mov r11d, [rdi + {EFLAGS}]
+    and r11d, {FLAGS_IN_BLOCKS}
+    or r11d, [rdi + {HFLAGS}]
+    mov edx, r11d
+    and edx, {BLOCK_STATE_MASK}
+    cmp edx, [rax + {BLOCK_STATE}]
+    jne lookup_original
+    cmp qword ptr [rdi + {CS_BASE}], 0
+    jne lookup_original
+    mov rsi, [rdi + {RIP}]
+    mov rcx, [rax + {TCG}]
+    mov r9d, [rcx + {TCG_FLUSHES}]
+    add r9, [rcx + {TCG_INVALIDATIONS}]
+    cmp r9, [rax + {BLOCK_CHANGES}]
+    jne lookup_outdated
+lookup_ready:
+    mov r10, rsi
+    shr r10, 12
+    xor r10, rsi
+    and r10d, {BLOCK_MASK}
+    shl r10, 4
+    add r10, [rax + {BLOCKS}]
+    movzx r11d, r11w
+    mov rdx, rsi
+    shl rdx, 16
+    or r11, rdx
+    cmp [r10], r11
+    jne lookup_miss
+    mov rdx, rsi
+    shr rdx, 6
+    and rdx, [rdi - {ENV_TLB}]
+    add rdx, [rdi - {ENV_TLB} + 8]
+    and rsi, -4096
+    cmp [rdx + {TLB_CODE}], rsi
+    jne lookup_miss
+    mov rdx, [rdx + {TLB_PADDR}]
+    shl rdx, 12
+    xor rdx, [rax + {BLOCK_EPOCH}]
+    xor rdx, [r10 + 8]
+    mov rcx, rdx
+    shr rcx, 24
+    jnz lookup_miss
+    shl rdx, 6
+    mov rax, [rax + {BLOCK_CODE}]
+    add rax, rdx
+    ret
+lookup_original:
+    movabs rax, {LOOKUP_TB_PTR}
+    jmp rax
+lookup_outdated:
+    mov [rax + {BLOCK_CHANGES}], r9
+    movabs rcx, {BLOCK_ONE_EPOCH}
+    add [rax + {BLOCK_EPOCH}], rcx
+    jnc lookup_ready
+    add [rax + {BLOCK_EPOCH}], rcx
+    mov r8, rdi
+    mov r9, rax
+    mov rdi, [rax + {BLOCKS}]
+    mov ecx, {BLOCK_WORDS}
+    xor eax, eax
+    rep stosq
+    mov rdi, r8
+    mov rax, r9
+    jmp lookup_ready
+lookup_miss:
+    push r10
+    push r11
+    push rdi
+    movabs rax, {LOOKUP_TB_PTR}
+    call rax
+    pop rdi
+    pop r11
+    pop r10
+    mov rcx, [rdi - {ENV_OPAQUE}]
+    mov rcx, [rcx + {SHARED}]
+    mov r8, rax
+    sub r8, [rcx + {BLOCK_CODE}]
+    cmp r8, {TB_HEADER}
+    jb lookup_done
+    test r8, 63
+    jnz lookup_done
+    shr r8, 6
+    cmp r8, {BLOCK_PLACES}
+    jae lookup_done
+    lea r9, [rax - {TB_HEADER}]
+    cmp [r9 + {TB_CODE}], rax
+    jne lookup_done
+    mov rsi, [r9]
+    cmp rsi, [rdi + {RIP}]
+    jne lookup_done
+    mov edx, [r9 + {TB_FLAGS}]
+    cmp dx, r11w
+    jne lookup_done
+    and edx, {BLOCK_STATE_MASK}
+    cmp edx, [rcx + {BLOCK_STATE}]
+    jne lookup_done
+    cmp qword ptr [r9 + {TB_FRAMES} + 8], -1
+    jne lookup_done
+    mov rdx, rsi
+    shr rdx, 6
+    and rdx, [rdi - {ENV_TLB}]
+    add rdx, [rdi - {ENV_TLB} + 8]
+    and rsi, -4096
+    cmp [rdx + {TLB_CODE}], rsi
+    jne lookup_done
+    mov rdx, [rdx + {TLB_PADDR}]
+    cmp rdx, [r9 + {TB_FRAMES}]
+    jne lookup_done
+    shl rdx, 12
+    xor rdx, [rcx + {BLOCK_EPOCH}]
+    xor rdx, r8
+    mov [r10], r11
+    mov [r10 + 8], rdx
+    inc qword ptr [rcx + {BLOCKS_KEPT}]
+lookup_done:
+    ret
+
 # gettimeofday(tv, tz): virtual time while a machine is open (cell: open count, ns).
     .balign 16
 time_of_day:

@@ -21,6 +21,7 @@ def test_no_mismatch(eager: bool, toggles: bool) -> None:
     assert outcome.mismatches == 0
     assert outcome.stale_uses > STEPS // 100
     assert outcome.dropped > STEPS // 200
+    assert outcome.kept > STEPS // 20
 
 
 def test_no_mismatch_as_shipped() -> None:
@@ -43,6 +44,14 @@ def test_degraded_mode_needs_its_store_watch() -> None:
 def test_two_runs_are_one() -> None:
     first, second = (Fuzz(9, EngineOptions(), toggles=True).run(3000) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("toggles", [False, True], ids=["one bank", "two banks"])
+def test_the_same_with_and_without_a_block_cache(toggles: bool) -> None:
+    with_it, without = (Fuzz(5, EngineOptions(blocks=on), toggles).run(STEPS // 2) for on in (True, False))
+    assert with_it == without
+    assert with_it.kept > STEPS // 40
+    assert without.kept == 0
 
 
 @pytest.mark.soak

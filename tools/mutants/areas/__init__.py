@@ -22,6 +22,7 @@ from tools.mutants.areas import (
     grants,
     interrupted,
     native,
+    next_block,
     page_types,
     pointers,
     reservation,
@@ -52,4 +53,5 @@ AREAS: Final[tuple[Area, ...]] = (
     fair_shares.AREA,
     turns.AREA,
     xenstore.AREA,
+    next_block.AREA,
 )
