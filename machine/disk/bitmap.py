@@ -36,7 +36,7 @@ class Bitmap:
             # Whole bytes at once: a discard may name all sectors of a disk.
             begin, end = first + 7 >> 3, first + count >> 3
             self._bits[begin:end] = b"\xff" * (end - begin)
-            self._dirty.update(range(begin // PAGE, (end - 1) // PAGE + 1))
+            self._changed(begin, end)
             self.set(first, begin * 8 - first)
             self.set(end * 8, first + count - end * 8)
             return
@@ -46,7 +46,10 @@ class Bitmap:
         old = int.from_bytes(bits[begin:end], "little")
         if old & mask != mask:
             bits[begin:end] = (old | mask).to_bytes(end - begin, "little")
-            self._dirty.update(range(begin // PAGE, (end - 1) // PAGE + 1))
+            self._changed(begin, end)
+
+    def _changed(self, begin: int, end: int) -> None:
+        self._dirty.update(range(begin // PAGE, (end - 1) // PAGE + 1))
 
     def any(self, first: int, count: int) -> bool:
         """Whether one of these sectors is here."""

@@ -57,10 +57,9 @@ AREA: Final = Area(
                "cache.end_fill(fill, good=False)\n                self._pass_on(fill)",
                "cache.end_fill(fill, good=False)"),
         Mutant("the error of one is not all's", QUEUE,
-               "(reading, _, _), *rest = fill.waiters\n            fill.waiters = rest\n"
-               "            self._pass_on(fill)",
-               "(reading, _, _), *rest = fill.waiters\n            for other, _, _ in rest:\n"
-               "                other.arrived(error)"),
+               "            self._pass_on(fill)\n            return",
+               "            for other, _, _ in fill.waiters:\n                other.arrived(error)\n"
+               "            return"),
         Mutant("a write that will never be blocks nobody", QUEUE,
                "del self._writes[request]\n            cache.end_write(self._medium, request)", "pass"),
         Mutant("a block cannot become writable", FRAMES,
