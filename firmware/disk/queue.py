@@ -128,11 +128,10 @@ class RequestQueue:
             return
         ring, operations = self._ring, self._operations
         try:
-            while ring.unconsumed() and self._barrier is None:
+            # When nothing is left the frontend is asked to tell of the next request, also after a barrier.
+            while self._barrier is None and (ring.unconsumed() or ring.final_check()):
                 raw = ring.take()
                 operations.get(raw[0], self._unknown)(raw)
-                if self._barrier is None and not ring.unconsumed():
-                    ring.final_check()
         except RingOverflowError as error:
             self.halted = str(error)
             self._halt(self.halted)
