@@ -61,7 +61,9 @@ class BatchRoundRobin(DiskPolicy):
         queue = self._queues[domain]
         request = queue.popleft()[1]
         self._taken += 1
+        self._full = in_flight + 1 >= most
         if not queue:
+            del self._queues[domain]
             self._turns.popleft()
             self._taken = 0
         elif self._taken >= self.number("batch"):
@@ -77,6 +79,7 @@ class BatchRoundRobin(DiskPolicy):
         left = deque(entry for entry in queue if entry[0] is not client)
         self._queues[client.domain] = left
         if not left:
+            del self._queues[client.domain]
             if self._turns[0] == client.domain:
                 self._taken = 0
             self._turns.remove(client.domain)
