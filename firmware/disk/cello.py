@@ -120,11 +120,32 @@ class Cello(DiskPolicy):
             waiting.pop(domain, None)
         if account.waiting:
             self._waiting[str(share["class"])][domain] = account
-        self._reserved.pop(domain, None)
+        before = self._reserved.pop(domain, None)
         account.left = max(account.left, -account.allocation)
         if share["class"] == REALTIME:
             self._reserved[domain] = reservation(self.disk.model, share)
         self._reserve()
+        if self._reserved.get(domain) != before:
+            self._count_again(account, now)
+
+    def _count_again(self, account: Account, now: int) -> None:
+        """What waits while a promise is made, changed or ended counts from now on, at the new rate: it was
+        not part of what was admitted, and the deadlines of others hold.
+        """
+        account.released = now
+        waiting = [(client, request) for client, request, _ in account.waiting]
+        account.waiting.clear()
+        for client, request in waiting:
+            account.waiting.append((client, request, self._counts(account, request, now)))
+
+    def _counts(self, account: Account, request: DiskRequest, now: int) -> int:
+        """The time from which a request that comes now counts."""
+        reserved = self._reserved.get(account.domain)
+        if reserved is None:
+            return now
+        counts = max(now, account.released)
+        account.released = counts + reserved.period * reserved.units(request.moved // SECTOR)
+        return counts
 
     def _reserve(self) -> None:
         self._spare = 1.0
@@ -153,12 +174,7 @@ class Cello(DiskPolicy):
             account.left = max(account.left, account.allocation)
         account.active = now
         account.outstanding += 1
-        counts = now
-        reserved = self._reserved.get(client.domain)
-        if reserved is not None:
-            counts = max(now, account.released)
-            account.released = counts + reserved.period * reserved.units(request.moved // SECTOR)
-        account.waiting.append((client, request, counts))
+        account.waiting.append((client, request, self._counts(account, request, now)))
         self._waiting[str(self.domain_share(client.domain)["class"])][client.domain] = account
 
     def withdraw(self, client: Client) -> list[DiskRequest]:
@@ -215,7 +231,7 @@ class Cello(DiskPolicy):
                 return None
             if all(not waiting for name, waiting in self._waiting.items() if name != REALTIME):
                 return self._early()
-            self._begin_interval(now)
+            self._begin_interval(now, until_used=True)
 
     def _limit(self) -> int:
         """Where deadlines are promised, nothing may hold the disk but one request."""
@@ -309,11 +325,11 @@ class Cello(DiskPolicy):
 
     # -- the upper level
 
-    def _begin_interval(self, now: int) -> None:
+    def _begin_interval(self, now: int, *, until_used: bool = False) -> None:
         """Give everyone known its allocation. Who waits keeps up to another one that was left; who has had
-        too much starts with less.
+        too much starts with less. `until_used`: as many intervals as it takes until somebody who waits
+        has something, at once, since the disk does not idle through them.
         """
-        self.intervals += 1
         self._began = now
         measured = now - self._moved_since
         if measured >= self._interval:
@@ -322,9 +338,17 @@ class Cello(DiskPolicy):
             self._capacity = max(LEAST_CAPACITY, self._moved * self._interval // measured // 2)
             self._moved_since, self._moved = now, 0
         self._divide(now)
+        count = self._needed() if until_used else 1
+        self.intervals += count
         for account in self._known(now):
             most = 2 * account.allocation if account.outstanding else account.allocation
-            account.left = min(most, account.left + account.allocation)
+            account.left = min(most, account.left + count * account.allocation)
+
+    def _needed(self) -> int:
+        """After how many allocations the first of those who wait, and have no deadline, has something."""
+        return min(max(1, -account.left // account.allocation + 1)
+                   for name, waiting in self._waiting.items() if name != REALTIME
+                   for account in waiting.values())
 
     def _divide(self, now: int) -> None:
         """Work out everyone's allocation. Nobody keeps more than that of what was given out among fewer."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from itertools import groupby
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -186,6 +188,47 @@ class TestDeadlines:
         rig.run(10_000 * MS)
         assert flood.requests <= 10_000 // 100 + 2
         assert len(other.latencies) > 500
+
+    def test_who_becomes_real_time_with_much_waiting_is_given_its_rate_from_then_on(self) -> None:
+        rig = Rig("cello")
+        task = Periodic(rig, rig.client({"class": "realtime", "deadline_ms": 200}), 1,
+                        period=200 * MS, deadline=200 * MS, sectors=128)
+        hog = rig.client({"class": "interactive"})
+        Backlog(rig, hog, 2, depth=64, sectors=(64,))
+        shares: tuple[dict[str, Value], ...] = (
+            {"class": "realtime", "deadline_ms": 150}, {"deadline_ms": 120}, {"class": "interactive"},
+            {"class": "realtime"})
+        for share in shares:
+            rig.run(1_000 * MS)
+            rig.scheduler.set_share(hog.domain, share)
+        rig.run(1_000 * MS)
+        assert task.latencies
+        assert task.missed == 0
+        policy = rig.scheduler.policy
+        assert isinstance(policy, Cello)
+        assert [account.missed for account in policy.accounts] == [0, 0]
+
+
+def test_a_domain_far_below_its_share_of_many_small_intervals_costs_no_more_for_it() -> None:
+    rig = Rig("cello", {"interval_ms": 10})
+    rich, poor = rig.client({"weight": 65_535}), rig.client({"weight": 1})
+    Transactions(rig, rich, 1)
+    Backlog(rig, poor, 2)
+    policy = rig.scheduler.policy
+    assert isinstance(policy, Cello)
+    calls = 0
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        rig.run(500 * MS)
+    finally:
+        sys.setprofile(None)
+    assert policy.intervals > 100_000
+    assert calls < 1000 * (rich.requests + poor.requests)
 
 
 ACTION = st.tuples(
