@@ -20,6 +20,7 @@ from firmware.sched.relaxed import Relaxed
 from firmware.sched.strict import Strict
 from machine.machine import DEFAULT_QUANTUM_NS
 from tools.schedsim import Log, Simulator, Task, co_run, neglect
+from tools.schedsim.result import worst_skew
 from tools.schedsim.workloads import barrier_team, hog, job, lock_team, random_mix, sleeper
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
@@ -201,18 +202,6 @@ def test_timers_end_when_nobody_can_run() -> None:
 # -- relaxed
 
 
-def worst_skew(log: Log, team: list[Task]) -> int:
-    """The slow and obvious way: progress of hogs is what they ran; a lead is largest at the end of a run."""
-    worst = 0
-    mine = {task.vcpu: [run for run in log.runs if run.vcpu is task.vcpu] for task in team}
-    for vcpu, runs in mine.items():
-        for when in [run.end for run in runs]:
-            had = {who: sum(max(0, min(run.end, when) - run.start) for run in theirs)
-                   for who, theirs in mine.items()}
-            worst = max(worst, had[vcpu] - min(had.values()))
-    return worst
-
-
 @given(threshold=st.sampled_from((2_000, 3_000, 8_000)), crowd=st.integers(0, 7), size=st.integers(2, 4),
        seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
@@ -224,7 +213,7 @@ def test_nobody_of_a_relaxed_gang_leads_by_more_than_the_threshold(
     team = simulator.domain([hog] * size, {"skew_us": threshold})
     simulator.run(300 * MS)
     tick = MS + simulator.machine.quantum
-    assert worst_skew(log_of(simulator), team) <= threshold * US + tick
+    assert worst_skew(log_of(simulator), [task.vcpu for task in team]) <= threshold * US + tick
     assert min(task.work for task in team) > 0
 
 

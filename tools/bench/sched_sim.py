@@ -15,9 +15,9 @@ from tools.bench import plot
 from tools.bench.report import Report
 from tools.schedsim import Simulator
 from tools.schedsim.crowd import crowd
-from tools.schedsim.result import co_run, neglect
+from tools.schedsim.result import co_run, neglect, worst_skew
 from tools.schedsim.watching import Decisions
-from tools.schedsim.workloads import barrier_team, hog, lock_team, periodic, sleeper
+from tools.schedsim.workloads import barrier_team, hog, lock_team, periodic, random_mix, sleeper
 
 Say = Callable[[str], None]
 Settings = Mapping[str, Value]
@@ -30,6 +30,7 @@ SWEEP: Final = SECOND // 2
 WATCHED: Final = 1_000_000
 WATCHED_VCPUS: Final = 24
 WATCHED_PINNED: Final = 0.6
+SKEW: Final = 3 * MS
 SMT_CORES: Final = 8
 REBALANCE: Final = 2 * TICK
 RT_SETS: Final = 40
@@ -53,6 +54,7 @@ def measure(report: Report, rounds: int, say: Say) -> None:
     _deadlines(report, say)
     _latency_among_many(report, say)
     _gangs(report, say)
+    _skew(report, say)
 
 
 def _idling(report: Report, say: Say) -> None:
@@ -195,3 +197,14 @@ def _gangs(report: Report, say: Say) -> None:
             report.promise_least("strict gangs: part of the time together", 1.0, min(together[:2]))
         report.growth.setdefault("CPU time lost to fragmentation, %: strict 1, relaxed 2, balance 3", {})[
             number] = (1 - busy) * 100
+
+
+def _skew(report: Report, say: Say) -> None:
+    say("sched: the skew of a relaxed gang among others")
+    simulator = Simulator("1x4x1", "gang", {"form": "relaxed"}, log=True, bare=True, seed=8)
+    simulator.domain([random_mix(15 * MS, 5 * MS)] * 7, {"gang": False})
+    team = simulator.domain([hog] * 4, {"skew_us": SKEW // US})
+    simulator.run(SECOND // 2)
+    assert simulator.log is not None
+    skew = worst_skew(simulator.log, [task.vcpu for task in team])
+    report.promise("skew of a relaxed gang, threshold and one tick", (SKEW + TICK) / MS, skew / MS, "ms")

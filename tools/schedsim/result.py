@@ -81,3 +81,17 @@ def neglect(log: Log) -> int:
             if wait.end > idle.start and wait.vcpu.hard_affinity >> idle.core & 1:
                 worst = max(worst, min(wait.end, idle.end) - max(wait.start, idle.start))
     return worst
+
+
+def worst_skew(log: Log, vcpus: Sequence[VCpu]) -> int:
+    """By how much one of these hogs has ever led the slowest: progress is what they ran, and a lead is
+    largest at the end of a run.
+    """
+    worst = 0
+    mine = {vcpu: [run for run in log.runs if run.vcpu is vcpu] for vcpu in vcpus}
+    for vcpu, runs in mine.items():
+        for when in [run.end for run in runs]:
+            had = {who: sum(max(0, min(run.end, when) - run.start) for run in theirs)
+                   for who, theirs in mine.items()}
+            worst = max(worst, had[vcpu] - min(had.values()))
+    return worst
