@@ -1,9 +1,10 @@
 """The way to a disk through the cache: what a back end submits to in the place of the disk's scheduler.
 
 A read is divided by what is known of its blocks. Cached ones are copied at once, and are there after the time
-that a copy takes. For blocks that somebody reads already it waits with them. The others are read, whole
-blocks at a time, into frames of the cache, and copied from there: no data ever comes from a guest's memory
-into the cache. A read that meets a write on its way goes past the cache.
+that a copy takes. For blocks that somebody reads already it waits with them, unless its client would be
+served sooner. The others are read, whole blocks at a time, into frames of the cache, and copied from there:
+no data ever comes from a guest's memory into the cache. A read that meets a write on its way goes past the
+cache.
 """
 
 from __future__ import annotations
@@ -134,11 +135,20 @@ class CachedQueue:
             numbers = [number for _, (number, _) in group]
             begin, end = numbers[0], numbers[-1] + 1
             reading.left += 1
-            if fill is not None:
+            if fill is not None and self._may_wait(reading.client, fill):
                 statistics.merged += end - begin
                 fill.waiters.append((reading, begin, end))
+            elif fill is not None:
+                statistics.bypassed += 1
+                self._reread(reading, begin, end)
             else:
                 self._fill(reading, begin, images[begin - first : end - first])
+
+    def _may_wait(self, client: Client, fill: Fill) -> bool:
+        """Whether the client's place at this disk is no better than that of the read under way."""
+        if fill.client is client or fill.medium is not self._medium:
+            return True
+        return self._scheduler.policy.may_wait(client, fill.client)
 
     def _fill(self, reading: Reading, first: int, images: list[Hashable]) -> None:
         cache = self._cache

@@ -166,6 +166,10 @@ class Cello(DiskPolicy):
         reserved = self._reserved.get(client.domain)
         return self._chunk if reserved is None else reserved.sectors
 
+    def may_wait(self, client: Client, other: Client) -> bool:
+        mine, theirs = self.domain_share(client.domain), self.domain_share(other.domain)
+        return mine["class"] == theirs["class"] == THROUGHPUT and int(mine["weight"]) <= int(theirs["weight"])
+
     def arrive(self, client: Client, request: DiskRequest, now: int) -> None:
         account = self._account(client.domain)
         if not account.outstanding and now - account.active > self._interval:

@@ -44,6 +44,12 @@ class DiskPolicy(Tunable, ABC):
         """Larger transfers of a client, in sectors, are to come in parts of this size; 0: as they are."""
         return 0
 
+    def may_wait(self, client: Client, other: Client) -> bool:
+        """Whether a read of one client may wait for a read of the same that another has queued here, or
+        would get to the disk sooner with a request of its own.
+        """
+        return True
+
     @abstractmethod
     def arrive(self, client: Client, request: DiskRequest, now: int) -> None:
         """A request waits from now on."""

@@ -170,6 +170,7 @@ class CacheWorld(World):
         self.cache = BufferCache(cast(Any, self.memory), self.clock, self.types, limit)
         self.virtual: dict[tuple[int, int], VirtualDisk] = {}
         self.disks: dict[CachedQueue, Disk] = {}
+        self.schedulers: dict[CachedQueue, DiskScheduler] = {}
         self.ops = CacheOps(self.cache, self)
         self.ops.register(self.table)
 
@@ -192,8 +193,9 @@ class CacheWorld(World):
     def queue(self, medium: Medium, seed: int = 1) -> CachedQueue:
         """A disk of this medium, with the cache in front."""
         disk = Disk(self.clock, cast(Any, DiskMemory(self.memory, self)), medium, Jitter(seed))
-        queue = CachedQueue(self.cache, DiskScheduler(disk, self.clock))
-        self.disks[queue] = disk
+        scheduler = DiskScheduler(disk, self.clock)
+        queue = CachedQueue(self.cache, scheduler)
+        self.disks[queue], self.schedulers[queue] = disk, scheduler
         return queue
 
     def attach(self, domain: PlainDomain, queue: CachedQueue, **options: Any) -> Client:

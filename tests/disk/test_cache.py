@@ -12,8 +12,9 @@ from firmware.disk.cache_queue import BLOCK_NS, REQUEST_NS, CachedQueue
 from firmware.disk.cache_store import Block, BlockStore
 from firmware.disk.client import Client
 from firmware.memory.heap import CACHE_TAG
+from firmware.sched.parameters import Value
 from machine.disk import SECTOR, DiskRequest, Operation, Overlay, RawFile
-from tests.disk.cache_world import CacheWorld, Layer, Ram
+from tests.disk.cache_world import MEAN_NS, CacheWorld, Layer, Ram
 from tests.memory.world import PlainDomain
 
 SECTORS = 2048
@@ -140,6 +141,29 @@ def test_readers_of_one_block_wait_for_the_first() -> None:
     assert machine.world.memory.read(second.pieces[0][0], 24 * SECTOR) == ram.data[8 * SECTOR : 32 * SECTOR]
     counted = machine.world.cache.statistics
     assert (counted.misses, counted.merged, counted.hits) == (4, 2, 0)
+
+
+@pytest.mark.parametrize(("share", "waits"), [
+    ({}, True), ({"weight": 50}, True), ({"weight": 200}, False), ({"class": "interactive"}, False),
+    ({"class": "realtime", "deadline_ms": 1000}, False),
+])
+def test_nobody_waits_for_a_read_with_a_worse_place_in_the_queue(
+    share: dict[str, Value], waits: bool,
+) -> None:
+    ram = image()
+    machine = Machine(ram)
+    scheduler = machine.world.schedulers[machine.queue(0)]
+    scheduler.set_policy("cello", {"flight": 1, "queue": 1})
+    scheduler.set_share(2, share)
+    own = [machine.begin(0, 8 * number, 8, number) for number in range(20)]
+    other = machine.begin(1, 8 * 19, 8)
+    machine.world.run(1000 * MEAN_NS)
+    machine.world.check()
+    assert other.finished > 0
+    assert not other.error
+    assert "class" not in share or other.finished < own[2].finished
+    assert (ram.sectors_read == 8 * 20) is waits
+    assert machine.world.memory.read(other.pieces[0][0], 4096) == ram.data[19 * 4096 : 20 * 4096]
 
 
 def test_a_hit_takes_the_time_of_a_copy() -> None:

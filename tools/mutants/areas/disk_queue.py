@@ -6,6 +6,7 @@ from typing import Final
 
 from tools.mutants.mutant import Area, Mutant
 
+BATCH: Final = "firmware/disk/batch.py"
 BITMAP: Final = "machine/disk/bitmap.py"
 CACHED: Final = "firmware/disk/cache_queue.py"
 CELLO: Final = "firmware/disk/cello.py"
@@ -24,6 +25,16 @@ AREA: Final = Area(
                "moved = request.sectors * SECTOR"),
         Mutant("a bad sector is its reader's", CACHED,
                "if within(reading.request, first, end)[1] == len(fill.frames) << SECTORS_SHIFT:", "if True:"),
+        Mutant("nobody waits in a neighbour's place", CACHED,
+               "if fill is not None and self._may_wait(reading.client, fill):", "if fill is not None:"),
+        Mutant("a lighter one does not hold up a heavier one", CELLO,
+               ' and int(mine["weight"]) <= int(theirs["weight"])', ""),
+        Mutant("a promise starts when it is made", CELLO, "if self._reserved.get(domain) != before:",
+               "if False:"),
+        Mutant("intervals are passed over at once", CELLO,
+               "count = self._needed() if until_used else 1", "count = 1"),
+        Mutant("a batch disk is full at its depth", BATCH, "self._full = in_flight + 1 >= most",
+               "self._full = False"),
         Mutant("the bits before whole bytes", BITMAP, "self.set(first, begin * 8 - first)", "pass"),
         Mutant("the bits behind whole bytes", BITMAP,
                "self.set(end * 8, first + count - end * 8)", "pass"),
