@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 from firmware.abi import block_cache as abi
 from firmware.disk.client import Client
+from firmware.domain.domain import Domain
 from firmware.memory.heap import CACHE_TAG
 from firmware.memory.pte import ADDRESS, PRESENT, RW
 from tests.disk.cache_world import CacheWorld, Ram
@@ -40,7 +41,7 @@ class Setting:
             self.domains.append(domain)
             queue = self.queues[len(self.clients) % len(self.queues)]
             self.clients.append(self.world.attach(domain, queue, **options))
-            self.world.ops.admit(domain)  # type: ignore[arg-type]
+            self.world.ops.admit(cast(Domain, domain))
         for domain, core in zip(self.domains, self.world.cores, strict=True):
             self.world.schedule(domain.all[0], core)
         self.fill()

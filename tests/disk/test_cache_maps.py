@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import cast
 
 import pytest
 
@@ -31,6 +32,7 @@ from firmware.abi.grant_table import (
     gnttab_unmap_and_replace,
 )
 from firmware.disk.extents import Extent
+from firmware.domain.domain import Domain
 from firmware.memory.frames import L1_TABLE, SEGMENT_DESCRIPTORS, WRITABLE
 from firmware.memory.owner import DOMID_COW
 from firmware.memory.pte import ADDRESS, DIRTY, NO_EXECUTE, PRESENT, RW, USER
@@ -107,7 +109,7 @@ def test_what_is_refused() -> None:
 def test_only_domains_made_for_it_have_it() -> None:
     setting = Setting()
     assert setting.map(0, 1) == 0
-    setting.world.ops.forget(setting.domains[0])  # type: ignore[arg-type]
+    setting.world.ops.forget(cast(Domain, setting.domains[0]))
     assert setting.entry(0) == 0
     assert setting.map(0, 1) == -ENOSYS
     assert "hypercall 54 (block_cache_op) is not there: -ENOSYS" in setting.world.log
@@ -314,7 +316,7 @@ def test_a_table_that_goes_lets_go_of_its_blocks() -> None:
     domain = setting.domains[0]
     world.destroy(domain)
     assert world.frames.references(mfn) == 2
-    world.ops.forget(domain)  # type: ignore[arg-type]
+    world.ops.forget(cast(Domain, domain))
     setting.check()
     assert [mapping.domain.id for mapping in world.cache.mappings.all()] == [2]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,11 +103,13 @@ class TestPools:
         (lambda c: c.tune({"steal": 2}), "on .* or off"),
         (lambda c: c.set_policy("rrobin", {"slice_ms": 1001}), "not 1001"),
     ])
-    def test_what_cannot_be_is_refused_and_changes_nothing(self, call: object, said: str) -> None:
+    def test_what_cannot_be_is_refused_and_changes_nothing(
+        self, call: Callable[[SchedulerControl], object], said: str,
+    ) -> None:
         setting = Setting()
         policy = setting.control.pools[0].policy
         with pytest.raises(ParameterError, match=said):
-            call(setting.control)  # type: ignore[operator]
+            call(setting.control)
         assert [pool.cores for pool in setting.control.pools] == [[0, 1, 2, 3]]
         assert setting.control.pools[0].policy is policy
         assert policy.settings == {"slice_ms": 10, "steal": True}

@@ -13,6 +13,7 @@ from firmware.sched.control import SchedulerControl
 from firmware.sched.parameters import Parameter, ParameterError, Value
 from tests.sched.stealers import MS, SECOND, US
 from tools.schedsim import Simulator, Task, Workload
+from tools.schedsim.core import SimCore
 from tools.schedsim.watching import books_balance
 from tools.schedsim.workloads import barrier_team, hog, random_mix, sleeper, yielder
 
@@ -117,9 +118,9 @@ def watch(simulator: Simulator) -> None:
     scheduler = simulator.scheduler
     dispatch = simulator.machine.dispatch
 
-    def dispatched(core: object) -> int | None:
+    def dispatched(core: SimCore) -> int | None:
         granted = dispatch(core)
-        index: int = core.index  # type: ignore[attr-defined]
+        index = core.index
         vcpu = scheduler.running(index)
         assert (vcpu is None) == (granted is None)
         if vcpu is not None:
