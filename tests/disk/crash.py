@@ -15,10 +15,10 @@ from tools import disk_image
 
 SEED: Final = random.Random(11).randbytes(64 << 10)
 SYNCS: Final = b"""
-cd ${1:-/root/work}
+cd ${1:-/data/work}
 n=0
 while :; do
-    dd if=/root/seed of=new bs=512 skip=$((n * 7 % 60)) count=$((n * 5 % 40 + 1)) conv=fsync || break
+    dd if=/data/seed of=new bs=512 skip=$((n * 7 % 60)) count=$((n * 5 % 40 + 1)) conv=fsync || break
     mv new f$n
     echo line $n >> log
     [ $((n % 4)) = 3 ] && rm f$((n - 3))
@@ -34,8 +34,8 @@ all that is on the disk.
 
 
 def build(image: Path, mib: int = 32) -> None:
-    """A root file system with the workload in /root/syncs.sh."""
-    disk_image.build(image, mib, {"root/syncs.sh": SYNCS, "root/seed": SEED, "root/work/log": b""})
+    """A root file system with the workload in /data/syncs.sh."""
+    disk_image.build(image, mib, {"data/syncs.sh": SYNCS, "data/seed": SEED, "data/work/log": b""})
 
 
 def synced(console: str) -> int:
@@ -52,7 +52,7 @@ def check(image: Path, last: int, scratch: Path) -> None:
         done = subprocess.run(run, capture_output=True, text=True, check=False)
         assert done.returncode in good, done.stdout
     scratch.mkdir()
-    subprocess.run([programs["debugfs"], "-R", f"rdump /root/work {scratch}", str(image)],
+    subprocess.run([programs["debugfs"], "-R", f"rdump /data/work {scratch}", str(image)],
                    capture_output=True, check=True)
     work = scratch / "work"
     for n in range(last + 1):

@@ -32,7 +32,7 @@ def image(tmp_path: Path) -> Path:
 
 def start(guest: Guest) -> None:
     guest.console.expect(r"root on /dev/xvda", within=120)
-    guest.console.send("sh /root/syncs.sh 2>/dev/null\n")
+    guest.console.send("sh /data/syncs.sh 2>/dev/null\n")
     guest.console.expect(r"^synced 0$", within=60)
 
 

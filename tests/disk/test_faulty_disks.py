@@ -26,12 +26,12 @@ SECOND = 1_000_000_000
 
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[Path, Path]:
-    """A root file system, and another with /root/victim and an empty /root/work."""
+    """A root file system, and another with /data/victim and an empty /data/work."""
     require_e2fsprogs()
     require_guest("disk.cpio")
     root, data = tmp_path / "root.ext4", tmp_path / "data.ext4"
     crash.build(root)
-    disk_image.build(data, 16, {"root/victim": crash.SEED, "root/work/log": b""})
+    disk_image.build(data, 16, {"data/victim": crash.SEED, "data/work/log": b""})
     return root, data
 
 
@@ -64,7 +64,7 @@ def running(images: tuple[Path, Path], fault: str) -> Iterator[tuple[System, Gue
         good, bad = system.add_disk(root), system.add_disk(data, name="bad")
         guest = debian(system, disks=[good.use("xvda"), bad.use("xvdb")])
         guest.console.expect(r"root on /dev/xvda", within=120)
-        assert command(guest, "mount -t ext4 /dev/xvdb /mnt && cd /mnt/root") == ""
+        assert command(guest, "mount -t ext4 /dev/xvdb /mnt && cd /mnt/data") == ""
         yield system, guest
         assert fired(system) > 0
         guest.console.send("poweroff\n")
@@ -74,22 +74,22 @@ def running(images: tuple[Path, Path], fault: str) -> Iterator[tuple[System, Gue
 
 
 def test_a_file_that_cannot_be_read(images: tuple[Path, Path]) -> None:
-    first, last = sectors(images[1], "/root/victim")
+    first, last = sectors(images[1], "/data/victim")
     with running(images, f"disk.read:device=bad,sectors={first}-{last}") as (_, guest):
         half = len(crash.SEED) // 2
         said = command(guest, f"dd if=victim of=/tmp/had bs={half} || echo refused")
         assert "Input/output error" in said
         assert "refused" in said
-        assert command(guest, f"cmp -n {half} /tmp/had /root/seed") == ""
+        assert command(guest, f"cmp -n {half} /tmp/had /data/seed") == ""
         assert "I/O error, dev xvdb, sector" in command(guest, "dmesg")
         assert command(guest, "echo well > other && sync other; cd /; umount /mnt") == ""
     fsck(images[1])
-    assert content(images[1], "/root/victim") == crash.SEED
-    assert content(images[1], "/root/other") == b"well\n"
+    assert content(images[1], "/data/victim") == crash.SEED
+    assert content(images[1], "/data/other") == b"well\n"
 
 
 def test_a_file_that_cannot_be_written(images: tuple[Path, Path]) -> None:
-    first, last = sectors(images[1], "/root/victim")
+    first, last = sectors(images[1], "/data/victim")
     with running(images, f"disk.write:device=bad,sectors={first}-{last}") as (_, guest):
         said = command(guest, "dd if=/dev/zero of=victim bs=64k count=1 conv=notrunc,fsync || echo refused")
         assert "Input/output error" in said
@@ -100,14 +100,14 @@ def test_a_file_that_cannot_be_written(images: tuple[Path, Path]) -> None:
         assert command(guest, "echo well > other && sync other; cd /; umount /mnt") == ""
     fsck(images[1])
     half = len(crash.SEED) // 2
-    assert content(images[1], "/root/victim")[half:] == crash.SEED[half:]
-    assert content(images[1], "/root/other") == b"well\n"
+    assert content(images[1], "/data/victim")[half:] == crash.SEED[half:]
+    assert content(images[1], "/data/other") == b"well\n"
 
 
 @pytest.mark.parametrize("fault", ["disk.flush:after=9,times=1", "disk.torn:probability=0.03"])
 def test_a_disk_that_loses_writes(fault: str, images: tuple[Path, Path], tmp_path: Path) -> None:
     with running(images, fault.replace(":", ":device=bad,")) as (_, guest):
-        guest.console.send("sh /root/syncs.sh /mnt/root/work 2>/dev/null\n")
+        guest.console.send("sh /data/syncs.sh /mnt/data/work 2>/dev/null\n")
         guest.console.expect(r"^failed at (\d+)$", within=600)
         last = crash.synced(guest.console.text)
         command(guest, "cd /; umount /mnt")
@@ -124,4 +124,4 @@ def test_a_disk_that_takes_its_time(images: tuple[Path, Path]) -> None:
         assert system.now_ns - before > 3 * SECOND
     fsck(images[1])
     for number in range(1, 6):
-        assert content(images[1], f"/root/copy{number}") == crash.SEED
+        assert content(images[1], f"/data/copy{number}") == crash.SEED
